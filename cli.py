@@ -1,0 +1,74 @@
+"""The `vlrm` command: one verb each for what the library does. `vlrm --help` lists them.
+
+Whatever a user can put right ends in one line on stderr and exit code 2; `VLRM_DEBUG=1` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import __version__, commands
+from .config import help_text, nearest, parse
+from .types import EngineError, InputError
+
+# verb -> (its settings, what runs them); the settings' docstring is the help
+VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "quickstart": (commands.Quickstart, commands.run_quickstart),
+    "synth": (commands.Synth, commands.run_synth),
+    "train": (commands.Train, commands.run_train),
+    "search": (commands.Search, commands.run_search),
+    "doctor": (commands.Doctor, commands.run_doctor),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code: 0 done, 2 something to put right, 130 interrupted."""
+    try:
+        return run(list(sys.argv[1:] if arguments is None else arguments))
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (InputError, EngineError, OSError) as error:
+        if os.environ.get("VLRM_DEBUG"):
+            raise
+        print(f"vlrm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if os.environ.get("VLRM_DEBUG"):
+            raise
+        print("vlrm: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+
+
+def run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb in ("--version", "-V"):
+        print(f"vlrm {__version__}")
+        return 0
+    if verb not in VERBS:
+        raise InputError(f"unknown command {verb!r}{nearest(verb, VERBS)}")
+    settings, action = VERBS[verb]
+    if "-h" in rest or "--help" in rest:
+        print(help_text(settings, f"vlrm {verb} [CONFIG.yaml] [--key value ...]", settings.__doc__))
+        return 0
+    action(parse(settings, rest))
+    return 0
+
+
+def overview() -> str:
+    verbs = [f"  {name:<12}{settings.__doc__.splitlines()[0]}" for name, (settings, _) in VERBS.items()]
+    return "\n".join([
+        f"vlrm {__version__}: vision-language reward models",
+        "",
+        "usage: vlrm VERB [CONFIG.yaml] [--key value ...]",
+        "",
+        *verbs,
+        "",
+        "`vlrm VERB --help` lists a verb's keys. A key on the command line wins over the YAML file.",
+    ])  # fmt: skip

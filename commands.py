@@ -1,0 +1,304 @@
+"""The settings of every `vlrm` command, and the few lines that run it. Imports of the library stay inside the functions.
+
+A class's docstring is its command's help page; field names are the YAML keys and the `--key` options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from .config import JSON
+from .types import InputError
+
+
+def key(help: str, default: Any = ..., **options: Any) -> Any:
+    """A dataclass field with its help text; without a default it is required."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(metadata={"help": help}, **({} if default is ... else {"default": default}), **options)
+
+
+@dataclass
+class Quickstart:
+    """The whole way on the built-in tiny models: data, training, search, report.
+
+    From the shipped checkpoints: samples the policy, trains a GM-PRM, searches held-out problems with every arm and control, and
+    writes results.json, accuracy.png and report.html into a folder. Run again with the same folder, it goes on where it stopped."""
+
+    out: str = key("folder for all results")
+    problems: int = key("held-out problems, over all worlds", 600)
+    seed: int = key("seed of problems, sampling and training", 0)
+    n: int = key("candidates for each problem", 8)
+    temperature: float = key("sampling temperature of the policy", 1.0)
+    policy: str = key("the policy: a built-in name, or a model folder", "tiny-policy")
+    base: str = key("what the GM-PRM is trained from: a built-in name, or a model folder", "tiny")
+    train_problems: int = key("problems that step records are made from", 9000)
+    samples: int = key("sampled solutions for each training problem", 1)
+    corruptions: int = key("corrupted solutions for each training problem", 2)
+    replay: int = key("samples of the base's own training data that are mixed in", 1500)
+    epochs: float = key("passes over the step records", 1.0)
+    learning_rate: float = key("peak learning rate", 5e-4)
+    batch_size: int = key("records in a training step", 32)
+    max_tokens: int = key("longest solution, in tokens", 160)
+
+
+def run_quickstart(settings: Quickstart) -> None:
+    from .policy.quickstart import run
+
+    run(**asdict(settings))
+
+
+@dataclass
+class Synth:
+    """Makes problems, or step records with exact critiques, from the procedural worlds.
+
+    `--what problems` writes a folder with problems.jsonl and images/, which `vlrm search` reads. `--what steps` writes a JSONL file of step
+    records, which `vlrm train` reads: corrupted solutions and, with a policy, sampled ones, every step judged by the world."""
+
+    output: str = key("folder of the problems, or JSONL file of the step records")
+    what: Literal["problems", "steps"] = key("what to make", "problems")
+    worlds: list[str] = key("names of worlds; all if none is given", [])
+    split: str = key("train, dev or test; no picture occurs in two splits", "train")
+    n: int = key("problems, shared evenly by the worlds", 1000)
+    seed: int = key("problem i of a world, split and seed is always the same", 0)
+    policy: str | None = key("steps: engine that solutions are sampled from, such as tiny-policy or transformers:PATH", None)
+    samples: int = key("steps: sampled solutions for each problem, with a policy", 1)
+    corruptions: int = key("steps: corrupted solutions for each problem", 1)
+    temperature: float = key("steps: sampling temperature", 1.0)
+
+
+def run_synth(settings: Synth) -> None:
+    from .data_synth import WORLDS, make_problems, make_step_records
+
+    worlds = settings.worlds or list(WORLDS)
+    common = (worlds, settings.split, settings.n, settings.seed, settings.output)
+    if settings.what == "problems":
+        say(f"{len(make_problems(*common))} problems in {settings.output}")
+        return
+    from .serving import load_engine
+
+    policy = load_engine(settings.policy) if settings.policy else None
+    records = make_step_records(
+        *common, policy=policy, samples=settings.samples, corruptions=settings.corruptions, temperature=settings.temperature
+    )
+    say(f"{len(records)} step records in {settings.output}")
+
+
+@dataclass
+class Train:
+    """Trains a reward model on step records.
+
+    Step records: JSONL or parquet with the columns question, steps, images, and labels (critiques with a correction, or judge, or
+    mc_scores); VisualPRM400K's own files are read as they are. The output folder is what vlrm search and vlrm.load_scorer take. Run
+    again after an interruption, it goes on from its last checkpoint."""
+
+    model: str = key("model to start from: a folder, a hub name, or the built-in tiny")
+    data: str = key("step records: .jsonl, .json or .parquet")
+    output_dir: str = key("folder for the trained scorer")
+    method: Literal["gm_prm"] = key("what is trained", "gm_prm")
+    eval_data: str | None = key("step records that the loss is also measured on", None)
+    image_root: str | None = key("folder that image paths are relative to; else the data file's", None)
+    consistency: Literal["exact", "first_error", "outcome"] = key("how critiques must agree with Monte-Carlo labels", "first_error")
+    words: list[str] = key("the two verdict words, the positive one first", ["Correct", "Incorrect"])
+    stop_at_first_error: bool = key("judge no further than the first wrong step", False)
+    instructions: str = key("text put after the critic's prompt", "")
+    scorer_settings: JSON = key('settings stored with the scorer, such as {"aggregation": "min"}', None)
+    lora: bool = key("train a LoRA adapter instead of all weights", False)
+    lora_settings: JSON = key('settings of peft.LoraConfig, such as {"r": 16, "lora_alpha": 32}; implies lora', None)
+    freeze_vision: bool = key("leave the vision tower as it is", True)
+    verdict_weight: float = key("weight of the verdict words in the loss; 1 is the plain loss", 3.0)
+    epochs: int = key("passes over the data", 1)
+    max_steps: int | None = key("optimizer steps, instead of epochs", None)
+    learning_rate: float | None = key("peak learning rate; 1e-5, or 1e-4 with LoRA, if none is given", None)
+    batch_size: int = key("records on each device at once", 8)
+    gradient_accumulation: int = key("batches in an optimizer step", 1)
+    warmup: float = key("warm-up, as a share of all steps", 0.03)
+    schedule: str = key("learning-rate schedule of transformers", "cosine")
+    weight_decay: float = key("weight decay", 0.0)
+    max_length: int | None = key("records of more tokens are dropped and counted", None)
+    bf16: bool = key("compute in bfloat16", True)
+    gradient_checkpointing: bool = key("less memory, more time", False)
+    dtype: str | None = key("type of the weights: float32 or bfloat16", None)
+    attention: str | None = key("attention of transformers: sdpa, flash_attention_2, eager", None)
+    workers: int = key("processes that prepare batches", 1)
+    seed: int = key("seed of order and dropout", 0)
+    logging_steps: int = key("steps between lines of the log", 10)
+    save_steps: int = key("steps between checkpoints", 500)
+    resume: bool = key("go on from the last checkpoint", True)
+    keep_checkpoints: bool = key("keep the checkpoints when the training is done", False)
+    progress: bool = key("show a bar", True)
+
+
+def train_arguments(settings: Train) -> dict[str, Any]:
+    """The settings as arguments of the library's training function."""
+    arguments = asdict(settings)
+    arguments["records"], arguments["eval_records"] = arguments.pop("data"), arguments.pop("eval_data")
+    arguments["lora"] = arguments.pop("lora_settings") or arguments["lora"]
+    del arguments["method"]
+    return arguments
+
+
+def run_train(settings: Train) -> None:
+    from .prm.train import train_gm_prm
+
+    summary = {"gm_prm": train_gm_prm}[settings.method](**train_arguments(settings))
+    say(f"trained scorer in {settings.output_dir}")
+    for name, value in summary.items():
+        if isinstance(value, (int, float, str)):
+            say(f"  {name:<22}{value}")
+
+
+@dataclass
+class Search:
+    """Searches a file of problems with a policy and a scorer.
+
+    Problems: JSONL or parquet with the columns id, question, images (or image) and answer (null where it is unknown). One JSON line
+    for each problem is written: the answer, every candidate with its steps, verdicts and correction, and the cost. With gold
+    answers the accuracy is printed with its interval. Run again after an interruption, it goes on where it stopped."""
+
+    problems: str = key("file of problems: .jsonl, .json or .parquet")
+    policy: str = key("policy engine: transformers:PATH, vllm:PATH, http://host:port/v1, or tiny-policy")
+    output: str = key("JSONL file for the results")
+    scorer: str | None = key("folder that vlrm train wrote, or a URL; self_consistency needs none", None)
+    method: Literal["self_consistency", "best_of_n", "weighted_best_of_n", "refined_best_of_n"] = key("search method", "refined_best_of_n")
+    n: int = key("candidates for each problem", 8)
+    seed: int = key("seed of all sampling", 0)
+    temperature: float = key("sampling temperature", 0.8)
+    top_p: float = key("nucleus sampling", 1.0)
+    top_k: int = key("top-k sampling; 0 is off", 0)
+    max_tokens: int = key("longest solution, in tokens", 1024)
+    stop: list[str] = key("strings that end a solution", [])
+    instruction: str = key("text put after every question, such as how to write the steps and the answer", "")
+    no_error: Literal["resample", "keep", "random_prefix"] = key("refined: where no step is judged wrong", "resample")
+    no_correction: Literal["resample", "resample_step"] = key("refined: where there is no usable correction", "resample")
+    fix: bool = key("refined: false is the control that goes on from the same place without the correction", True)
+    reuse_scores: bool = key("refined: keep the first critiques for the final choice", True)
+    rounds: int = key("refined: how often a candidate may be corrected", 1)
+    scorer_engine: Literal["transformers", "vllm"] = key("engine for a scorer folder", "transformers")
+    scorer_settings: JSON = key('settings of the scorer, such as {"aggregation": "min"}', None)
+    scorer_options: JSON = key('options of the scorer\'s engine, such as {"gpu_memory_utilization": 0.4}', None)
+    policy_options: JSON = key("options of the policy's engine", None)
+    policy_adapter: str | None = key("folder of a LoRA adapter for the policy", None)
+    image_root: str | None = key("folder that image paths are relative to; else the problems file's", None)
+    limit: int | None = key("only the first problems of the file", None)
+    chunk: int = key("problems searched together, and saved together", 64)
+
+
+# What a result does not depend on: these may change between an interrupted run and the one that goes on.
+_NOT_IN_RESULTS = ("problems", "output", "image_root", "limit", "chunk")
+_REFINED = ("no_error", "no_correction", "fix", "reuse_scores", "rounds")
+_SAMPLING = ("n", "seed", "temperature", "top_p", "top_k", "max_tokens", "stop", "instruction")
+
+
+def run_search(settings: Search) -> None:
+    from functools import cache, partial
+
+    from .policy import SEARCH
+    from .policy.search_file import report, search_file
+    from .rm import load_scorer
+    from .rm.problems import read_problems
+    from .serving import load_engine
+
+    scored = settings.method != "self_consistency"
+    if scored and not settings.scorer:
+        raise InputError(f"{settings.method} needs --scorer, a folder that `vlrm train` wrote or a URL")
+    names = _SAMPLING + (_REFINED if settings.method == "refined_best_of_n" else ())
+    method = partial(SEARCH[settings.method], **{name: getattr(settings, name) for name in names})
+    method([], None, None) if scored else method([], None)  # checks the settings before anything is loaded
+    problems = read_problems(settings.problems, image_root=settings.image_root, limit=settings.limit)
+
+    @cache
+    def models() -> tuple[Any, ...]:
+        policy = load_engine(settings.policy, adapter=settings.policy_adapter, **settings.policy_options)
+        if not scored:
+            return (policy,)
+        extra = {"engine": settings.scorer_engine, "engine_settings": settings.scorer_options, **settings.scorer_settings}
+        return policy, load_scorer(settings.scorer, **extra)
+
+    remembered = {name: value for name, value in asdict(settings).items() if name not in _NOT_IN_RESULTS}
+    with progress(settings.method, len(problems)) as done:
+        records = search_file(
+            problems,
+            lambda batch: method(batch, *models()),
+            settings.output,
+            settings={**remembered, "models": [folder_stamp(settings.policy), folder_stamp(settings.scorer)]},
+            chunk=settings.chunk,
+            progress=done,
+        )
+    print_report(settings.method, report(records))
+    say(f"results in {settings.output}")
+
+
+def folder_stamp(spec: str | None) -> list[Any] | None:
+    """Sizes and times of a local model's files, so that results of an older training are not taken for results of a newer one."""
+    from pathlib import Path
+
+    folder = Path((spec or "").split(":", 1)[-1]).expanduser()
+    if not spec or not folder.is_dir():
+        return None
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir()) if path.is_file()]
+
+
+def print_report(method: str, figures: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f} %"
+
+    table = Table(title=f"{figures['problems']} problems, {figures['with_gold']} with a gold answer")
+    for column in ("method", "accuracy", "95 % interval", "oracle", "policy tokens", "scorer tokens", "calls", "seconds", "unscored"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    interval = "-" if figures["ci95"] is None else " to ".join(percent(bound) for bound in figures["ci95"])
+    counts = [f"{figures[name]:,}" for name in ("policy_tokens", "scorer_tokens", "calls")]
+    table.add_row(
+        method,
+        percent(figures["accuracy"]),
+        interval,
+        percent(figures["oracle"]),
+        *counts,
+        f"{figures['seconds']:.1f}",
+        str(figures["unscored"]),
+    )
+    Console().print(table)
+
+
+@dataclass
+class Doctor:
+    """Tells what is installed, which engines work here, and what to install.
+
+    Looks at package versions, the engines (vLLM is really imported), the processor, the GPUs and the disk."""
+
+    json: bool = key("print one JSON object", False)
+    url: str | None = key("also ask this server: http://host:port/v1", None)
+
+
+def run_doctor(settings: Doctor) -> None:
+    from .doctor import examine, page
+
+    findings = examine(settings.url)
+    if settings.json:
+        import json
+
+        print(json.dumps(findings, indent=2))
+    else:
+        say(page(findings))
+
+
+@contextmanager
+def progress(name: str, total: int) -> Iterator[Any]:
+    """A bar on stderr; yields a function that is told how many are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)

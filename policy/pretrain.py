@@ -1,0 +1,180 @@
+"""Pretrains the shipped tiny checkpoints from nothing: `python -m vlrm.policy.pretrain --out DIR`.
+
+Two checkpoints come out of one run. `tiny-policy` has seen captions and right solutions, and was stopped while it still
+makes mistakes of every kind: it is what search improves. `tiny` goes on from there with captions and with comparing:
+given a picture and a solution, corrupted at random, it writes each claim beside its own reading. It is given no solving
+data beyond what the policy saw (a share of the very same samples is replayed so that it does not forget), so a critic
+made from it is held to the policy's own solving ability. It has never seen a verdict, an intent or a correction: those
+are what training a GM-PRM teaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments, set_seed
+
+from ..data_synth.corrupt import corrupted
+from ..data_synth.teacher import comparison
+from ..data_synth.worlds import WORLDS, sample_scene
+from ..data_synth.worlds.base import format_solution, right_solution
+from .tiny import IMAGE_TOKENS, build_tiny
+
+DESCRIBE = "Describe the picture."
+COMPARE = "Compare each step."
+IMAGE = "<fake_token_around_image><global-img>" + "<image>" * IMAGE_TOKENS + "<fake_token_around_image>"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage trains on: the share of each task at its beginning and end, samples, batch size, peak learning rate.
+
+    `replay` limits solving samples to those with a smaller number, so that two stages see the same ones.
+    """
+
+    first: dict[str, float]
+    last: dict[str, float]
+    samples: int
+    learning_rate: float
+    replay: int | None = None
+
+
+def compare_prompt(question: str, solution: str) -> str:
+    return f"{question}\n\nSolution:\n{solution}\n{COMPARE}"
+
+
+class Samples(Dataset):
+    """Sample `i` is a function of (seed, i) alone; a batch holds one task, so that its lengths are alike."""
+
+    def __init__(self, stage: Stage, batch_size: int, seed: int, tokenizer: Any):
+        self.stage, self.batch_size, self.seed, self.tokenizer = stage, batch_size, seed, tokenizer
+
+    def __len__(self) -> int:
+        return self.stage.samples
+
+    def task(self, index: int) -> str:
+        done = min(1.0, index / (0.6 * self.stage.samples))
+        shares = {t: (1 - done) * self.stage.first.get(t, 0) + done * self.stage.last[t] for t in self.stage.last}
+        return random.Random(f"{self.seed} task {index // self.batch_size}").choices(list(shares), list(shares.values()))[0]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        task = self.task(index)
+        number = index % self.stage.replay if task == "solve" and self.stage.replay else index
+        rng = random.Random(f"solve {number}" if task == "solve" else f"{self.seed} {task} {index}")
+        world = rng.choice(list(WORLDS.values()))
+        scene = sample_scene(world, "train", rng)
+        if task == "describe":
+            prompt, target = DESCRIBE, world.describe(scene)
+        elif task == "solve":
+            prompt, target = world.question(scene), format_solution(right_solution(world, scene))
+        else:
+            steps = corrupted(world, scene, rng)
+            prompt, target = compare_prompt(world.question(scene), format_solution(steps)), comparison(world.check(scene, steps))
+        head = self.tokenizer(f"<|user|>{IMAGE}{prompt}<|end|><|assistant|>").input_ids
+        tail = self.tokenizer(f"{target}<|end|>").input_ids
+        return {"head": head, "tail": tail, "pixels": pixels(world.draw(scene, rng))}
+
+
+def pixels(image: Any) -> torch.Tensor:
+    """(3, 96, 96), as the tiny processor makes them: (value - 238) / 64."""
+    import numpy as np
+
+    return torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) - 238) / 64
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    width = max(len(row["head"]) + len(row["tail"]) for row in rows)
+    ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
+    labels_BT = torch.full((len(rows), width), -100)
+    mask_BT = torch.zeros(len(rows), width, dtype=torch.long)
+    for b, row in enumerate(rows):
+        head, end = len(row["head"]), len(row["head"]) + len(row["tail"])
+        ids_BT[b, :end] = torch.tensor(row["head"] + row["tail"])
+        labels_BT[b, head:end] = ids_BT[b, head:end]
+        mask_BT[b, :end] = 1
+    return {
+        "input_ids": ids_BT,
+        "labels": labels_BT,
+        "attention_mask": mask_BT,
+        "pixel_values": torch.stack([row["pixels"] for row in rows])[:, None],
+    }
+
+
+class InOrder(Trainer):
+    """Samples come in their own order, because the mixture of tasks changes along the way."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def run_stage(start: Path, out: Path, stage: Stage, seed: int, batch_size: int, save_steps: int) -> None:
+    """Trains from the checkpoint `start` and writes `out` as bfloat16. A killed run goes on from its last save."""
+    if (out / "model.safetensors").exists():
+        return
+    set_seed(seed)
+    torch.set_flush_denormal(True)
+    processor = AutoProcessor.from_pretrained(start)
+    model = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")
+    work = out.with_name(out.name + "-work")
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        use_cpu=not torch.cuda.is_available(),
+        bf16=True,
+        per_device_train_batch_size=batch_size,
+        max_steps=stage.samples // batch_size,
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.05},
+        warmup_steps=200,
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        logging_steps=100,
+        save_steps=save_steps,
+        save_total_limit=None if save_steps < 1000 else 2,
+        dataloader_num_workers=1,
+        remove_unused_columns=False,
+        report_to=[],
+        seed=seed,
+    )
+    data = Samples(stage, batch_size, seed, processor.tokenizer)
+    trainer = InOrder(model=model, args=arguments, train_dataset=data, data_collator=collate)
+    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    model.to(torch.bfloat16).save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+POLICY = Stage({"describe": 0.9, "solve": 0.1}, {"describe": 0.2, "solve": 0.8}, samples=80_000, learning_rate=2e-3)
+BASE = Stage(
+    {"describe": 0.3, "compare": 0.6, "solve": 0.1},
+    {"describe": 0.12, "compare": 0.76, "solve": 0.12},
+    samples=160_000,
+    learning_rate=1.5e-3,
+    replay=80_000,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--policy-samples", type=int, default=POLICY.samples)
+    parser.add_argument("--base-samples", type=int, default=BASE.samples)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--save-steps", type=int, default=1000)
+    args = parser.parse_args()
+    if not (args.out / "random").exists():
+        build_tiny(args.out / "random", seed=args.seed)
+    policy = Stage(POLICY.first, POLICY.last, args.policy_samples, POLICY.learning_rate)
+    base = Stage(BASE.first, BASE.last, args.base_samples, BASE.learning_rate, replay=args.policy_samples)
+    run_stage(args.out / "random", args.out / "tiny-policy", policy, args.seed, args.batch_size, args.save_steps)
+    run_stage(args.out / "tiny-policy", args.out / "tiny", base, args.seed + 1, args.batch_size, args.save_steps)
+
+
+if __name__ == "__main__":
+    main()

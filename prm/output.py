@@ -1,0 +1,131 @@
+"""The folder that training writes: checkpoints and metrics on the way, and at the end a model that is there whole or not at all.
+
+output_dir/checkpoints/   what an interrupted run goes on from; removed at the end
+output_dir/metrics.jsonl  a line for every log
+output_dir/vlrm.json      written last: what `load_scorer` looks for
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..types import InputError
+
+SCORER = "vlrm.prm.gm_prm:GMPRM"
+CARD = "vlrm.json"
+RUN = "run.json"
+
+
+def finished(output_dir: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of the same run if it is complete in this folder; InputError if another run is."""
+    try:
+        summary = json.loads((output_dir / CARD).read_text(encoding="utf-8"))["training"]
+        _check_same(summary["run"], run, output_dir)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return summary
+
+
+def prepare_folder(output_dir: Path, run: Mapping[str, Any], resume: bool) -> None:
+    """Makes the folder ready for a run; without `resume` what an earlier run left is removed."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"{output_dir} is a file; give a folder to write to")
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # the first process of a distributed run does it
+    work = output_dir / "checkpoints"
+    if not resume:
+        (output_dir / CARD).unlink(missing_ok=True)
+        (output_dir / "metrics.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    if (work / RUN).is_file():
+        try:
+            _check_same(json.loads((work / RUN).read_text(encoding="utf-8")), run, output_dir)
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+    _write_json(work / RUN, run)
+
+
+def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], output_dir: Path) -> None:
+    new = json.loads(json.dumps(new))
+    for name in new:
+        if old.get(name) != new[name]:
+            change = f"other {name}" if name == "data" else f"{name} {old.get(name)!r}, not {new[name]!r}"
+            raise InputError(f"{output_dir} holds a run with {change}; choose another folder, or pass resume=False to replace it")
+
+
+def save_scorer(
+    trainer: Any, output_dir: Path, base: str, settings: Mapping[str, Any], summary: Mapping[str, Any], keep_checkpoints: bool
+) -> None:
+    """Writes model, processor, card and `vlrm.json`: into a folder aside, then file by file to their places, `vlrm.json` last."""
+    from transformers import AutoConfig
+
+    aside = output_dir / ".saving"
+    shutil.rmtree(aside, ignore_errors=True)
+    dtype = AutoConfig.from_pretrained(base).dtype
+    if dtype is not None and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
+        trainer.model.to(dtype)  # as the base model was stored
+    trainer.save_model(str(aside))  # every process of a distributed run takes part
+    if not trainer.is_world_process_zero():
+        return
+    (aside / "training_args.bin").unlink(missing_ok=True)
+    (aside / "README.md").write_text(_model_card(base, settings, summary), encoding="utf-8")
+    for path in sorted(aside.iterdir()):
+        if (target := output_dir / path.name).is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
+    aside.rmdir()
+    name = summary["run"]["model"]
+    base = str(Path(name).resolve()) if Path(name).is_dir() else name
+    card = {"scorer": SCORER, "base": base, "settings": dict(settings), "training": dict(summary), "version": __version__}
+    _write_json(output_dir / CARD, card)
+    if not keep_checkpoints:
+        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _model_card(base: str, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    def table(values: Mapping[str, Any]) -> str:
+        rows = [f"| {name} | {json.dumps(value, ensure_ascii=False)} |" for name, value in values.items()]
+        return "\n".join(["| | |", "|---|---|", *rows])
+
+    result = {name: summary[name] for name in ("steps", "seconds", "samples_per_second")} | summary["metrics"]
+    return f"""---
+library_name: vlrm
+base_model: {base}
+tags: [process-reward-model, gm-prm]
+---
+# A generative multimodal process reward model
+
+Fine-tuned from `{base}` by `vlrm train` to write a critique of a solution step by step, with the first wrong step corrected
+(GM-PRM, arXiv 2508.04088). Use it with
+
+```python
+import vlrm
+prm = vlrm.load_scorer("THIS FOLDER")
+```
+
+## Data
+{table(summary["counts"])}
+
+## Result
+{table(result)}
+
+## Scorer settings
+{table(settings)}
+
+## Recipe
+{table(summary["run"])}
+"""

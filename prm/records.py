@@ -1,0 +1,393 @@
+"""Step records: solutions split into steps with what is known of each step. Read, write, check, filter; JSONL and parquet.
+
+Columns (only `question`, `steps` and one source of labels are required):
+
+    id           str          generated from the file's name and line when absent
+    source       str          where the record comes from
+    images       list         paths (relative to the file), or {"bytes": ..., "path": ...} in parquet; `image` holds a single one
+    question     str          `<image>` marks are removed: pictures come first in the prompt
+    answer       str or null  the gold answer; for curation only, a critic never sees it
+    steps        list         strings; or {"step": text, "score": s}, as VisualPRM400K has it (also under `steps_with_score`)
+    mc_scores    list[float]  share of continuations of the prefix that reach the gold answer (arXiv 2503.10291)
+    judge        list[bool]   labels by a judge or a human
+    critiques    list[dict]   per step: intent, image_analysis, image_ok, logic_analysis, logic_ok, ok
+    first_error  int or null  0-based; derived from the critiques when absent
+    correction   str or null  the text that should stand in place of the first wrong step
+
+Critiques may also be nested as `step_intent`, `image_alignment` / `reasoning_logic` = {"analysis", "judgment"}, `judgment`, and
+`step_refinement`. Other columns are ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..types import InputError, Problem
+from .critique import Critique, StepCritique
+from .steps import MARKER
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One judged solution; the module's docstring describes the columns. Raises `InputError` for what cannot be trained on."""
+
+    id: str
+    question: str
+    steps: tuple[str, ...]
+    images: tuple[Any, ...] = ()
+    answer: str | None = None
+    source: str = ""
+    mc_scores: tuple[float, ...] | None = None
+    judge: tuple[bool, ...] | None = None
+    critiques: tuple[StepCritique, ...] | None = None
+    first_error: int | None = None
+    correction: str | None = None
+
+    def __post_init__(self) -> None:
+        Problem(self.id, self.question, self.images, self.answer)  # the same rules, the same messages
+        name = f"record {self.id}"
+        if not self.steps:
+            raise InputError(f"{name}: column steps is empty; give the solution as a list of step texts")
+        for index, step in enumerate(self.steps):
+            if not isinstance(step, str):
+                raise InputError(f"{name}: column steps: step {index + 1} must be a string, got {step!r:.80}")
+        if not any(step.strip() for step in self.steps):
+            raise InputError(f"{name}: column steps holds no text")
+        for column in ("mc_scores", "judge", "critiques"):
+            values = getattr(self, column)
+            if values is not None and len(values) != len(self.steps):
+                raise InputError(f"{name}: column {column} has {len(values)} entries for {len(self.steps)} steps; give one for each step")
+        for score in self.mc_scores or ():
+            if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
+                raise InputError(f"{name}: column mc_scores must hold numbers between 0 and 1, got {score!r}")
+        if self.correction is not None and not isinstance(self.correction, str):
+            raise InputError(f"{name}: column correction must be a string or null, got {type(self.correction).__name__}")
+        first, judged = self.first_error, self.critiques and first_false([c.ok for c in self.critiques])
+        if first is not None and not (isinstance(first, int) and 0 <= first < len(self.steps)):
+            raise InputError(f"{name}: column first_error must be a step index from 0 to {len(self.steps) - 1} or null, got {first!r}")
+        if first is not None and self.critiques and first != judged:
+            raise InputError(f"{name}: column first_error is {first} but the first step judged wrong in column critiques is {judged}")
+
+
+def first_false(labels: Sequence[bool]) -> int | None:
+    return next((i for i, ok in enumerate(labels) if not ok), None)
+
+
+def hard_labels(record: StepRecord) -> tuple[bool, ...] | None:
+    """Monte-Carlo hard labels: a step is right iff some continuation from it reached the gold answer."""
+    return None if record.mc_scores is None else tuple(score > 0 for score in record.mc_scores)
+
+
+def record_critique(record: StepRecord) -> Critique:
+    """The training target of a record: its critiques, or verdicts alone (empty analyses) from judge or Monte-Carlo labels."""
+    labels = record.judge if record.judge is not None else hard_labels(record)
+    if record.critiques is None and labels is None:
+        raise InputError(f"record {record.id}: no labels; give one of the columns critiques, judge or mc_scores")
+    steps = record.critiques if record.critiques is not None else tuple(StepCritique(ok=ok) for ok in labels or ())
+    first_error = first_false([step.ok for step in steps])
+    same = first_error is not None and record.first_error in (None, first_error)
+    return Critique(steps, first_error, record.correction if same else None)
+
+
+# Consistency of a critique's verdicts with Monte-Carlo hard labels, both one bool for each step.
+CONSISTENCY: dict[str, Callable[[Sequence[bool], Sequence[bool]], bool]] = {
+    "exact": lambda verdicts, labels: list(verdicts) == list(labels),
+    "first_error": lambda verdicts, labels: first_false(verdicts) == first_false(labels),
+    "outcome": lambda verdicts, labels: all(verdicts) == all(labels),
+}
+
+
+def filter_records(records: Iterable[StepRecord], consistency: str = "first_error") -> tuple[list[StepRecord], Counter[str]]:
+    """The records fit for training, and how many were kept and dropped for which reason.
+
+    Verdicts of critiques must agree with the Monte-Carlo hard labels where a record has both (`exact`: every step; `first_error`:
+    the same first wrong step; `outcome`: all right or not). A critique must have a correction, unequal to the step, exactly when it
+    finds an error.
+    """
+    kept, counts = [], Counter[str]()
+    for record in records:
+        reason = fault(record, consistency)
+        counts[f"dropped: {reason}" if reason else "kept"] += 1
+        if reason is None:
+            kept.append(record)
+    return kept, counts
+
+
+def fault(record: StepRecord, consistency: str = "first_error") -> str | None:
+    """Why a record should not be trained on; None if it may be."""
+    if consistency not in CONSISTENCY:
+        raise InputError(f"unknown consistency filter {consistency!r}; choose one of {', '.join(CONSISTENCY)}")
+    if record.critiques is None:
+        return None if record.judge is not None or record.mc_scores is not None else "no labels"
+    verdicts, labels = [step.ok for step in record.critiques], hard_labels(record)
+    first_error = first_false(verdicts)
+    if labels is not None and not CONSISTENCY[consistency](verdicts, labels):
+        return "verdicts disagree with Monte-Carlo labels"
+    if first_error is None and record.correction is not None:
+        return "correction without an error"
+    if first_error is not None and not (record.correction or "").strip():
+        return "error without a correction"
+    if first_error is not None and same_text(record.correction or "", record.steps[first_error]):
+        return "correction equals the step"
+    return None
+
+
+def same_text(a: str, b: str) -> bool:
+    """Whether two step texts are equal but for white space and a leading marker."""
+    return " ".join(MARKER.sub("", a, count=1).split()) == " ".join(MARKER.sub("", b, count=1).split())
+
+
+def read_records(path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None) -> list[StepRecord]:
+    """All records of a `.jsonl`, `.json` (a list) or `.parquet` file; errors name the file, the line and the column.
+
+    Relative image paths are looked up under `image_root`, else beside the file. Paths stay paths: no picture is opened.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a .jsonl or .parquet file of step records")
+    root = Path(image_root) if image_root is not None else path.parent
+    records, seen = [], set()
+    for line, row in _rows(path):
+        with located(path, line):
+            record = record_from_row(row, default_id=f"{path.stem}-{line}", image_root=root)
+            if record.id in seen:
+                raise InputError(f"record {record.id}: column id occurs twice; ids must be unique")
+        seen.add(record.id)
+        records.append(record)
+    if not records:
+        raise InputError(f"{path}: holds no records")
+    return records
+
+
+@contextlib.contextmanager
+def located(path: str | os.PathLike[str], line: int) -> Iterator[None]:
+    """Puts the place of a record in front of what was wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}, line {line}: {error}") from None
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        except pyarrow.ArrowException as error:
+            raise InputError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); write it again") from None
+        return
+    if path.suffix not in (".jsonl", ".json"):
+        raise InputError(f"{path}: step records are read from .jsonl, .json or .parquet files")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    lines = [(1, text)] if path.suffix == ".json" else list(enumerate(text.splitlines(), start=1))
+    for line, content in lines:
+        if not content.strip():
+            continue
+        try:
+            value = json.loads(content)
+        except ValueError as error:
+            raise InputError(f"{path}, line {line}: not valid JSON ({error}); write one object on each line") from None
+        for number, row in enumerate(value, start=1) if isinstance(value, list) else [(line, value)]:
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
+            yield number, row
+
+
+def record_from_row(row: Mapping[str, Any], default_id: str, image_root: str | os.PathLike[str] = ".") -> StepRecord:
+    """A record from one row of a file or a dataset, whichever of the accepted spellings its columns have."""
+    identity = next((row[c] for c in ("id", "uid") if row.get(c) not in (None, "")), default_id)
+    name = f"record {identity}"
+    entries = next((row[c] for c in ("steps", "steps_with_score") if row.get(c) is not None), None)
+    if isinstance(entries, str):
+        entries = _json_list(entries, name)
+    if not isinstance(entries, (list, tuple)) or not entries:
+        raise InputError(f"{name}: column steps must be a non-empty list of strings, or of {{step, score}} objects, got {entries!r:.80}")
+    texts, scores = zip(*(_step_entry(entry, name) for entry in entries), strict=True)
+    mc_scores = row.get("mc_scores") if row.get("mc_scores") is not None else (scores if None not in scores else None)
+    question = next((row[c] for c in ("question", "prompt", "problem") if row.get(c) is not None), None)
+    if not isinstance(question, str):
+        raise InputError(f"{name}: column question must be a string, got {type(question).__name__}")
+    critiques = row.get("critiques")
+    correction = row.get("correction", row.get("corrected_step"))
+    if critiques is not None:
+        critiques, refinements = _critiques(critiques, name)
+        first = first_false([critique.ok for critique in critiques])
+        correction = correction or (refinements[first] if first is not None else None)
+    return StepRecord(
+        id=str(identity),
+        question=re.sub(r"<image>\s*", "", question).strip(),
+        steps=tuple(MARKER.sub("", text.strip(), count=1).strip() if MARKER.match(text.strip()) else text.strip() for text in texts),
+        images=tuple(_image(image, name, Path(image_root)) for image in _images(row)),
+        answer=row.get("answer"),
+        source=str(row.get("source") or ""),
+        mc_scores=None if mc_scores is None else tuple(_list(mc_scores, name, "mc_scores")),
+        judge=None if row.get("judge") is None else tuple(_label(v, name) for v in _list(row["judge"], name, "judge")),
+        critiques=critiques,
+        first_error=row.get("first_error"),
+        correction=correction,
+    )
+
+
+def _list(value: Any, name: str, column: str) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{name}: column {column} must be a list with one entry for each step, got {type(value).__name__}")
+    return value
+
+
+def _json_list(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise InputError(f"{name}: column steps must be a list of strings, got one string; split the solution into steps") from None
+
+
+def _step_entry(entry: Any, name: str) -> tuple[str, float | None]:
+    text = entry.get("step", entry.get("text")) if isinstance(entry, Mapping) else entry
+    if not isinstance(text, str):
+        raise InputError(f"{name}: column steps: every step must be a string or have a string under `step`, got {entry!r:.80}")
+    return text, entry.get("score") if isinstance(entry, Mapping) else None
+
+
+def _label(value: Any, name: str) -> bool:
+    if value not in (True, False):
+        raise InputError(f"{name}: column judge must hold true or false for each step, got {value!r}")
+    return bool(value)
+
+
+def _images(row: Mapping[str, Any]) -> Sequence[Any]:
+    images = next((row[c] for c in ("images", "image", "image_path") if row.get(c) is not None), ())
+    return images if isinstance(images, (list, tuple)) else (images,)
+
+
+def _image(image: Any, name: str, root: Path) -> Any:
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if not isinstance(image, str):
+        if image is None:
+            raise InputError(f"{name}: column images holds an empty entry; give a path or bytes")
+        return image
+    found = root / image
+    if not found.is_file():
+        raise InputError(f"{name}: column images: there is no file {found}; give paths relative to the file, or image_root")
+    return str(found)
+
+
+def _critiques(entries: Any, name: str) -> tuple[tuple[StepCritique, ...], list[str | None]]:
+    """Critiques from the flat or the nested spelling, and each one's `step_refinement`."""
+    critiques, refinements = [], []
+    for index, entry in enumerate(_list(entries, name, "critiques"), start=1):
+        if not isinstance(entry, Mapping):
+            raise InputError(f"{name}: column critiques: entry {index} must be an object, got {type(entry).__name__}")
+        parts: dict[str, Any] = {"intent": entry.get("intent", entry.get("step_intent")) or ""}
+        for part, nested in (("image", "image_alignment"), ("logic", "reasoning_logic")):
+            inner = entry.get(nested) or {}
+            parts[f"{part}_analysis"] = entry.get(f"{part}_analysis", inner.get("analysis")) or ""
+            parts[f"{part}_ok"] = _verdict(entry.get(f"{part}_ok", inner.get("judgment")), name, index)
+        ok = _verdict(entry.get("ok", entry.get("judgment")), name, index)
+        both = (parts["image_ok"], parts["logic_ok"])
+        if ok is None and None in both:
+            raise InputError(f"{name}: column critiques: entry {index} has no overall verdict; give `ok` or `judgment`")
+        critiques.append(StepCritique(**parts, ok=all(both) if ok is None else ok))
+        refinements.append(entry.get("step_refinement") or None)
+    return tuple(critiques), refinements
+
+
+def _verdict(value: Any, name: str, index: int) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    word = str(value).strip().casefold()
+    if word not in ("correct", "incorrect"):
+        raise InputError(f"{name}: column critiques: entry {index}: unknown verdict {value!r}; write true/false or Correct/Incorrect")
+    return word == "correct"
+
+
+def write_records(records: Iterable[StepRecord], path: str | os.PathLike[str]) -> int:
+    """Write records as `.jsonl` or `.parquet`, whole or not at all; returns their number.
+
+    Pictures in memory go into a parquet file as bytes, and beside a JSONL file as PNGs in `<name>_images/`; paths stay paths.
+    """
+    path = Path(path)
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"{path}: step records are written as .jsonl or .parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store = _embed if path.suffix == ".parquet" else lambda image: _as_file(image, path)
+    rows = [{**_plain(record), "images": [store(image) for image in record.images]} for record in records]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix == ".parquet":
+            _write_parquet(rows, temporary)
+        else:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(rows)
+
+
+def _plain(record: StepRecord) -> dict[str, Any]:
+    row = {**vars(record), "steps": list(record.steps)}
+    for column in ("mc_scores", "judge"):
+        row[column] = None if row[column] is None else list(row[column])
+    row["critiques"] = None if record.critiques is None else [vars(critique) for critique in record.critiques]
+    return row
+
+
+def _png(image: Any) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _embed(image: Any) -> dict[str, Any]:
+    return {"bytes": None, "path": str(image)} if isinstance(image, (str, os.PathLike)) else {"bytes": _png(image), "path": None}
+
+
+def _as_file(image: Any, path: Path) -> str:
+    if isinstance(image, (str, os.PathLike)):
+        return os.path.abspath(image)
+    content = _png(image)
+    target = path.parent / f"{path.stem}_images" / f"{hashlib.sha1(content).hexdigest()[:20]}.png"
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        partial = target.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_bytes(content)
+        os.replace(partial, target)
+    return os.path.relpath(target, path.parent)
+
+
+def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    critique = pa.struct([(n, pa.bool_() if n.endswith("ok") else pa.string()) for n in StepCritique.__dataclass_fields__])
+    schema = pa.schema(
+        {
+            "id": pa.string(),
+            "question": pa.string(),
+            "steps": pa.list_(pa.string()),
+            "images": pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+            "answer": pa.string(),
+            "source": pa.string(),
+            "mc_scores": pa.list_(pa.float64()),
+            "judge": pa.list_(pa.bool_()),
+            "critiques": pa.list_(critique),
+            "first_error": pa.int64(),
+            "correction": pa.string(),
+        }
+    )
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")

@@ -1,0 +1,150 @@
+"""The trainer behind `train_gm_prm`: TRL's SFTTrainer with token weights, and what surrounds it (LoRA, freezing, checkpoints, metrics)."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from ..types import InputError
+
+if TYPE_CHECKING:
+    from .train import Recipe
+
+
+class CritiqueTrainer(SFTTrainer):
+    """SFTTrainer whose loss weights every token by the batch's `loss_weights` (B, T): sum(w * nll) / number of labelled tokens.
+
+    `order` holds the indices of the whole run, all epochs; each is taken once, in this order.
+    """
+
+    order: Sequence[int] = ()
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
+        return InOrder(self.order)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        weights_BT = inputs.pop("loss_weights")
+
+        def weighted(**forward: Any) -> Any:
+            # TRL's loss is minus the sum of `log_probs`, which belong to the tokens from the second one on.
+            outputs = model(**forward)
+            if forward.get("fused_lm_head"):
+                outputs.log_probs = outputs.log_probs * weights_BT[:, 1:]
+                verdicts_BT = weights_BT[:, 1:] > 1
+                if verdicts_BT.any():
+                    right = outputs.is_top1[verdicts_BT].float().mean().item()
+                    self._metrics["train" if self.model.training else "eval"]["verdict_accuracy"].append(right)
+            return outputs
+
+        return super().compute_loss(weighted, inputs, *args, **kwargs)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The finished model gets its card from `train_gm_prm`; TRL would write one at every checkpoint."""
+
+
+class InOrder(Sampler):
+    def __init__(self, order: Sequence[int]):
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
+
+
+class MetricsFile(TrainerCallback):
+    """One JSON line for every log; a resumed run first drops the lines after its checkpoint. `epochs`: what the trainer takes for one."""
+
+    def __init__(self, path: Path, epochs: int):
+        self.path, self.epochs = path, epochs
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            kept = [line for line in lines if (step := _step_of(line)) is not None and step <= state.global_step]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            row = {"step": state.global_step, **logs, "epoch": round((state.epoch or 0) * self.epochs, 4)}
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be cut
+        return None
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end. The trainer's state is written last, so a killed save lacks it or has it cut."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(re.sub(r"\D", "", path.name) or 0), reverse=True)
+    for path in found:
+        try:
+            if json.loads((path / "trainer_state.json").read_text())["global_step"] > 0:
+                return path
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def freeze_vision_tower(model: nn.Module) -> None:
+    """No gradients for the picture encoder; the projector and the language model stay trainable."""
+    tower = model.get_encoder(modality="image")
+    if tower is model or tower is model.base_model:
+        raise InputError(f"cannot find the vision tower of {type(model).__name__}; pass freeze_vision=False")
+    tower.requires_grad_(False)
+
+
+def lora_config(model: nn.Module, recipe: Recipe) -> Any:
+    """The peft.LoraConfig of a recipe. Unless it names its targets, the linear layers of the language model are adapted."""
+    from peft import LoraConfig
+
+    targets = recipe.lora_targets or language_layers(model)
+    try:
+        return LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules=targets, task_type="CAUSAL_LM")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"lora: {error}") from None
+
+
+def language_layers(model: nn.Module) -> str:
+    """A pattern for the names of the linear layers inside the decoder; without a decoder of its own, all but the output layer."""
+    decoder = model.get_decoder()
+    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
+    leaves = {name.rsplit(".", 1)[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
+    if not leaves:
+        raise InputError(f"found no linear layers in the language model of {type(model).__name__}; give lora target_modules")
+    return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(leaves))})" if prefix else rf".*\.({'|'.join(sorted(leaves))})"
+
+
+def use_bf16() -> bool:
+    """Whether this machine multiplies bfloat16 matrices quickly."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def quicken_cpu() -> None:
+    """Flush denormal numbers, and let the allocator keep freed memory: fresh pages cost more than small matrix products."""
+    torch.set_flush_denormal(True)
+    if sys.platform == "linux":
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own for large blocks
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: do not give freed memory back
+        except (OSError, AttributeError):
+            pass  # another C library: only slower

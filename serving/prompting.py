@@ -1,0 +1,107 @@
+"""From a Request to the text and the token ids that a model reads; shared by the engines that own a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..types import EngineError, InputError
+from .engine import Request
+
+_MARK = "vlrm-mark"
+
+
+def as_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with every content as a list of parts, the one form that all image-text chat templates read."""
+    result = []
+    for message in messages:
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise InputError(f'a message must be {{"role": ..., "content": ...}}, got {message!r:.200}')
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+        for part in parts:
+            if part.get("type") not in ("text", "image") or (part["type"] == "text" and not isinstance(part.get("text"), str)):
+                raise InputError(f'a content part must be {{"type": "text", "text": ...}} or {{"type": "image"}}, got {part!r:.200}')
+        result.append({"role": message["role"], "content": parts})
+    return result
+
+
+def check_images(request: Request) -> None:
+    """Raises InputError unless the messages have one image part for every image."""
+    parts = sum(part["type"] == "image" for message in as_parts(request.messages) for part in message["content"])
+    if parts != len(request.images):
+        raise InputError(f"the messages have {parts} image parts but the request has {len(request.images)} images; give one part for each")
+
+
+class Prompter:
+    """Renders requests with a model's own chat template and finds token ids in the context where they stand."""
+
+    def __init__(self, processor: Any, path: str):
+        self.processor = processor
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        if getattr(processor, "chat_template", None) is None:
+            raise InputError(f"{path} has no chat template; add a chat_template.jinja to it or choose an instruction-tuned model")
+        # What the template puts between the generation prompt and the assistant's own first word ("Assistant:" + " ").
+        turn = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
+        opened = self._render(turn, add_generation_prompt=True)
+        answer = {"role": "assistant", "content": [{"type": "text", "text": _MARK}]}
+        answered = self._render([*turn, answer], add_generation_prompt=False)
+        before = answered[: answered.find(_MARK)]
+        self.separator = before[len(opened) :] if before.startswith(opened) and _MARK in answered else ""
+
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+    def text(self, request: Request) -> str:
+        """The prompt up to the place where the model goes on: the chat, the opened assistant turn, the prefix."""
+        check_images(request)
+        text = self._render(as_parts(request.messages), add_generation_prompt=True)
+        if request.prefix and not request.prefix.startswith(self.separator):
+            text += self.separator
+        return text + request.prefix
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt, image placeholders not yet expanded."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def choice_ids(self, text: str, choices: Sequence[str]) -> list[int]:
+        """The id of each choice's first token right after `text`. Raises InputError where two are the same, or where the
+        tokenizer would merge the end of `text` into the choice (there the model never sees that place)."""
+        before, ids = self.ids(text), []
+        for choice in choices:
+            after = self.ids(text + choice)
+            if after[: len(before)] != before or len(after) == len(before):
+                raise InputError(
+                    f"the tokenizer joins the choice {choice!r} with the end of the prefix {text[-20:]!r}; "
+                    "move the prefix's last characters (a space, say) to the front of every choice"
+                )
+            ids.append(after[len(before)])
+        return _distinct(ids, choices)
+
+    def track_ids(self, words: Sequence[str]) -> list[int]:
+        """The id of each tracked word's first token, as it stands after other text."""
+        ids = []
+        for word in words:
+            if not word:
+                raise InputError("a tracked word must not be empty")
+            for context in (":", "a", "\n", ""):  # a context whose end the tokenizer does not join with the word
+                before, after = self.ids(context), self.ids(context + word)
+                if after[: len(before)] == before and len(after) > len(before):
+                    ids.append(after[len(before)])
+                    break
+            else:
+                raise EngineError(f"the tokenizer gives no token for the word {word!r}")
+        return _distinct(ids, words)
+
+
+def _distinct(ids: list[int], words: Sequence[str]) -> list[int]:
+    for later, id in enumerate(ids):
+        if (first := ids.index(id)) != later:
+            raise InputError(f"{words[first]!r} and {words[later]!r} begin with the same token (id {id}); choose words that differ there")
+    return ids
+
+
+def heal(request: Request, choices: Sequence[str]) -> tuple[str, list[str]]:
+    """The prefix without its trailing spaces, and the choices with them: tokenizers join a space with the word that follows it."""
+    prefix = request.prefix.rstrip(" ")
+    return prefix, [request.prefix[len(prefix) :] + choice for choice in choices]
