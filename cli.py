@@ -57,6 +57,7 @@ def run(arguments: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(help_text(settings, f"vlrm {verb} [CONFIG.yaml] [--key value ...]", settings.__doc__))
         return 0
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what matters to a user, we say ourselves
     action(parse(settings, rest))
     return 0
 

@@ -39,7 +39,6 @@ class Quickstart:
     samples: int = key("sampled solutions for each training problem", 1)
     corruptions: int = key("corrupted solutions for each training problem", 2)
     replay: int = key("samples of the base's own training data that are mixed in", 1500)
-    epochs: float = key("passes over the step records", 1.0)
     learning_rate: float = key("peak learning rate", 5e-4)
     batch_size: int = key("records in a training step", 32)
     max_tokens: int = key("longest solution, in tokens", 160)
@@ -101,35 +100,36 @@ class Train:
     method: Literal["gm_prm"] = key("what is trained", "gm_prm")
     eval_data: str | None = key("step records that the loss is also measured on", None)
     image_root: str | None = key("folder that image paths are relative to; else the data file's", None)
-    consistency: Literal["exact", "first_error", "outcome"] = key("how critiques must agree with Monte-Carlo labels", "first_error")
-    words: list[str] = key("the two verdict words, the positive one first", ["Correct", "Incorrect"])
-    stop_at_first_error: bool = key("judge no further than the first wrong step", False)
-    instructions: str = key("text put after the critic's prompt", "")
     scorer_settings: JSON = key('settings stored with the scorer, such as {"aggregation": "min"}', None)
-    lora: bool = key("train a LoRA adapter instead of all weights", False)
-    lora_settings: JSON = key('settings of peft.LoraConfig, such as {"r": 16, "lora_alpha": 32}; implies lora', None)
-    freeze_vision: bool = key("leave the vision tower as it is", True)
-    verdict_weight: float = key("weight of the verdict words in the loss; 1 is the plain loss", 3.0)
-    epochs: int = key("passes over the data", 1)
-    max_steps: int | None = key("optimizer steps, instead of epochs", None)
-    learning_rate: float | None = key("peak learning rate; 1e-5, or 1e-4 with LoRA, if none is given", None)
-    batch_size: int = key("records on each device at once", 8)
-    gradient_accumulation: int = key("batches in an optimizer step", 1)
-    warmup: float = key("warm-up, as a share of all steps", 0.03)
-    schedule: str = key("learning-rate schedule of transformers", "cosine")
-    weight_decay: float = key("weight decay", 0.0)
-    max_length: int | None = key("records of more tokens are dropped and counted", None)
-    bf16: bool = key("compute in bfloat16", True)
-    gradient_checkpointing: bool = key("less memory, more time", False)
-    dtype: str | None = key("type of the weights: float32 or bfloat16", None)
-    attention: str | None = key("attention of transformers: sdpa, flash_attention_2, eager", None)
-    workers: int = key("processes that prepare batches", 1)
-    seed: int = key("seed of order and dropout", 0)
-    logging_steps: int = key("steps between lines of the log", 10)
-    save_steps: int = key("steps between checkpoints", 500)
-    resume: bool = key("go on from the last checkpoint", True)
+    resume: bool = key("go on from the last checkpoint; false starts afresh", True)
     keep_checkpoints: bool = key("keep the checkpoints when the training is done", False)
     progress: bool = key("show a bar", True)
+    words: list[str] = key("the two verdict words, the positive one first", ["Correct", "Incorrect"])
+    stop_at_first_error: bool = key("targets end after the first wrong step", False)
+    instructions: str = key("text put after every prompt, in training and in use", "")
+    consistency: Literal["exact", "first_error", "outcome"] = key("how critiques must agree with Monte-Carlo labels", "first_error")
+    verdict_weight: float = key("weight of the loss at verdict words; 1 is the plain loss", 3.0)
+    lora: bool = key("train a LoRA adapter instead of all weights", False)
+    lora_settings: JSON = key('settings of peft.LoraConfig, such as {"r": 16, "lora_alpha": 32}; implies lora', None)
+    freeze_vision: bool = key("leave the picture encoder as it is", True)
+    epochs: int = key("passes over the data", 1)
+    max_steps: int | None = key("optimizer steps, instead of epochs", None)
+    learning_rate: float | None = key("peak learning rate; if none is given 1e-5, with LoRA 1e-4", None)
+    schedule: str = key("learning-rate schedule of transformers", "cosine")
+    warmup: float = key("warm-up: a share of the steps below 1, else their number", 0.03)
+    weight_decay: float = key("weight decay", 0.0)
+    max_grad_norm: float = key("gradients are clipped to this norm", 1.0)
+    batch_size: int = key("records on each device at once", 8)
+    gradient_accumulation: int = key("batches in an optimizer step", 1)
+    max_length: int | None = key("records of more tokens are dropped and counted", None)
+    bf16: bool | None = key("bfloat16 arithmetic; if not said, where the machine is quick at it", None)
+    dtype: str | None = key("type of the weights; if not said float32, with LoRA and bf16 bfloat16", None)
+    attention: str | None = key("attention of transformers: sdpa, flash_attention_2, eager", None)
+    gradient_checkpointing: bool = key("less memory, more time", False)
+    workers: int = key("processes that make batches", 1)
+    save_steps: int = key("steps between checkpoints", 500)
+    logging_steps: int = key("steps between lines of the log", 10)
+    seed: int = key("seed of order and dropout", 0)
 
 
 def train_arguments(settings: Train) -> dict[str, Any]:
@@ -144,11 +144,8 @@ def train_arguments(settings: Train) -> dict[str, Any]:
 def run_train(settings: Train) -> None:
     from .prm.train import train_gm_prm
 
-    summary = {"gm_prm": train_gm_prm}[settings.method](**train_arguments(settings))
+    {"gm_prm": train_gm_prm}[settings.method](**train_arguments(settings))
     say(f"trained scorer in {settings.output_dir}")
-    for name, value in summary.items():
-        if isinstance(value, (int, float, str)):
-            say(f"  {name:<22}{value}")
 
 
 @dataclass
@@ -212,11 +209,12 @@ def run_search(settings: Search) -> None:
 
     @cache
     def models() -> tuple[Any, ...]:
-        policy = load_engine(settings.policy, adapter=settings.policy_adapter, **settings.policy_options)
+        with fitting("policy_options", settings.policy):
+            policy = load_engine(settings.policy, adapter=settings.policy_adapter, **settings.policy_options)
         if not scored:
             return (policy,)
-        extra = {"engine": settings.scorer_engine, "engine_settings": settings.scorer_options, **settings.scorer_settings}
-        return policy, load_scorer(settings.scorer, **extra)
+        with fitting("scorer_options", settings.scorer):
+            return policy, load_scorer(settings.scorer, settings.scorer_engine, settings.scorer_options, **settings.scorer_settings)
 
     remembered = {name: value for name, value in asdict(settings).items() if name not in _NOT_IN_RESULTS}
     with progress(settings.method, len(problems)) as done:
@@ -224,7 +222,7 @@ def run_search(settings: Search) -> None:
             problems,
             lambda batch: method(batch, *models()),
             settings.output,
-            settings={**remembered, "models": [folder_stamp(settings.policy), folder_stamp(settings.scorer)]},
+            settings={**remembered, "policy_files": folder_stamp(settings.policy), "scorer_files": folder_stamp(settings.scorer)},
             chunk=settings.chunk,
             progress=done,
         )
@@ -232,37 +230,45 @@ def run_search(settings: Search) -> None:
     say(f"results in {settings.output}")
 
 
-def folder_stamp(spec: str | None) -> list[Any] | None:
-    """Sizes and times of a local model's files, so that results of an older training are not taken for results of a newer one."""
+@contextmanager
+def fitting(key: str, spec: str) -> Iterator[None]:
+    """An engine option that does not exist is the user's mistake, not ours."""
+    try:
+        yield
+    except TypeError as error:
+        raise InputError(f"{key} do not fit {spec}: {error}") from error
+
+
+def folder_stamp(spec: str | None) -> str | None:
+    """Names, sizes and times of a local model's files in short, so that results of an older training do not pass for a newer one's."""
+    import hashlib
     from pathlib import Path
 
     folder = Path((spec or "").split(":", 1)[-1]).expanduser()
     if not spec or not folder.is_dir():
         return None
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir()) if path.is_file()]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()]
+    return hashlib.blake2b(repr(files).encode(), digest_size=6).hexdigest()
 
 
 def print_report(method: str, figures: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.1f} %"
+    def percent(*values: float) -> str:
+        return " to ".join(f"{100 * value:.1f}" for value in values) + " %"
 
-    table = Table(title=f"{figures['problems']} problems, {figures['with_gold']} with a gold answer")
-    for column in ("method", "accuracy", "95 % interval", "oracle", "policy tokens", "scorer tokens", "calls", "seconds", "unscored"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    interval = "-" if figures["ci95"] is None else " to ".join(percent(bound) for bound in figures["ci95"])
-    counts = [f"{figures[name]:,}" for name in ("policy_tokens", "scorer_tokens", "calls")]
-    table.add_row(
-        method,
-        percent(figures["accuracy"]),
-        interval,
-        percent(figures["oracle"]),
-        *counts,
-        f"{figures['seconds']:.1f}",
-        str(figures["unscored"]),
-    )
+    say(f"{method}: {figures['problems']} problems, {figures['with_gold']} with a gold answer")
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    if figures["with_gold"]:
+        table.add_row("accuracy", percent(figures["accuracy"]))
+        table.add_row("95 % interval", percent(*figures["ci95"]))
+        table.add_row("any candidate right", percent(figures["oracle"]))
+    for name in ("policy_tokens", "scorer_tokens", "calls", "unscored"):
+        table.add_row(name.replace("_", " "), f"{figures[name]:,}")
+    table.add_row("seconds", f"{figures['seconds']:.1f}")
     Console().print(table)
 
 

@@ -147,7 +147,9 @@ def _default(item: Field[Any]) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return '""' if value == "" else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return '""' if value == "" else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _type_name(hint: Any) -> str:

@@ -50,7 +50,8 @@ def page(findings: Finding) -> str:
     lines = [f"vlrm {findings['vlrm']}, Python {findings['python']}", "", "packages"]
     for name, found in findings["packages"].items():
         wanted = f"  (tested: {found['tested']})" if found["tested"] else ""
-        lines.append(f"  {'ok  ' if found['ok'] else 'NO  '}{name:<14}{found['version'] or 'not installed':<16}{wanted}")
+        mark = "NO" if not found["ok"] else "ok" if found["version"] else "-"
+        lines.append(f"  {mark:<4}{name:<14}{found['version'] or 'not installed':<16}{wanted}")
     lines += ["", "engines"]
     for name, found in findings["engines"].items():
         lines.append(f"  {'ok  ' if found['ok'] else 'NO  '}{name:<14}{found['found']}")
@@ -110,11 +111,8 @@ def vllm_finding(gpu: bool) -> Finding:
     failure = _fails_in_a_process("from vllm import LLM, SamplingParams")
     if failure is None:
         return {"ok": True, "found": f"{name} {version}"}
-    remedy = (
-        "pip uninstall torchvision torchaudio torchcodec"
-        if "torchvision" in failure or "torchaudio" in failure
-        else f'pip install "vlrm[{extra}]"'
-    )
+    broken = next((name for name in ("torchvision", "torchaudio", "torchcodec") if name in failure), None)
+    remedy = f"pip uninstall {broken}, which does not fit this torch" if broken else f'pip install "vlrm[{extra}]" again'
     return {"ok": False, "found": f"{name} {version} does not import: {failure}", "advice": f"the vLLM engine: {remedy}"}
 
 
@@ -194,13 +192,13 @@ def _clashes(package: str, others: Sequence[str]) -> list[str]:
     return clashes
 
 
-def _fails_in_a_process(code: str, seconds: float = 120) -> str | None:
+def _fails_in_a_process(code: str, seconds: float = 300) -> str | None:
     """The last line of what a fresh Python says when it fails to run `code`; None where it runs."""
     try:
         # -P: the folder we stand in is not searched for modules.
         done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        return f"no answer in {seconds:.0f} seconds"
+        return f"still importing after {seconds:.0f} seconds; ask again when the machine is less busy"
     lines = done.stderr.strip().splitlines()
     return None if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
 

@@ -1,7 +1,8 @@
 """The exact teacher: turns a world's truth about a step into the analysis that a critic is to write.
 
 It stands where the paper has GPT-4o (GM-PRM, arXiv 2508.04088, section on data): step intent, image alignment, reasoning
-logic, and the corrected step. An analysis goes claim by claim: what the step says, what is true, whether they agree.
+logic, and the corrected step. An analysis puts what the step says beside what is true and marks
+where they agree.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ from .worlds.base import StepTruth
 
 
 def analysis(truth: StepTruth, kind: Kind) -> str:
-    """`claim | own reading ok; claim | own reading no`, or `none` where a step claims nothing of that kind."""
+    """`claims | own reading | ok or no for each`, or `none` where a step claims nothing of that kind.
+
+    The claims stand together, so that a small model can copy them in one go before it looks for itself.
+    """
     if kind == "reasoning" and not truth.readable:
         return "unreadable"
     claims = [claim for claim in truth.claims if claim.kind == kind]
-    parts = [f"{claim.stated} | {claim.true} {'ok' if claim.right else 'no'}" for claim in claims]
-    if kind == "reasoning" and truth.working:
-        parts.insert(0, truth.working)
-    return "; ".join(parts) or "none"
+    if not claims:
+        return truth.working if kind == "reasoning" and truth.working else "none"
+    columns = [[c.stated for c in claims], [c.true for c in claims], ["ok" if c.right else "no" for c in claims]]
+    text = " | ".join(" ".join(column) for column in columns)
+    return f"{truth.working}; {text}" if kind == "reasoning" and truth.working else text
 
 
 def comparison(truths: list[StepTruth]) -> str:

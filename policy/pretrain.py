@@ -24,6 +24,7 @@ from ..data_synth.corrupt import corrupted
 from ..data_synth.teacher import comparison
 from ..data_synth.worlds import WORLDS, sample_scene
 from ..data_synth.worlds.base import format_solution, right_solution
+from ..types import Problem, Sample
 from .tiny import IMAGE_TOKENS, build_tiny
 
 DESCRIBE = "Describe the picture."
@@ -65,20 +66,36 @@ class Samples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         task = self.task(index)
-        number = index % self.stage.replay if task == "solve" and self.stage.replay else index
-        rng = random.Random(f"solve {number}" if task == "solve" else f"{self.seed} {task} {index}")
-        world = rng.choice(list(WORLDS.values()))
-        scene = sample_scene(world, "train", rng)
-        if task == "describe":
-            prompt, target = DESCRIBE, world.describe(scene)
-        elif task == "solve":
-            prompt, target = world.question(scene), format_solution(right_solution(world, scene))
+        if task == "solve":
+            number = index % self.stage.replay if self.stage.replay else index
+            prompt, target, picture = solving_sample(number)
         else:
-            steps = corrupted(world, scene, rng)
-            prompt, target = compare_prompt(world.question(scene), format_solution(steps)), comparison(world.check(scene, steps))
+            rng = random.Random(f"{self.seed} {task} {index}")
+            world = rng.choice(list(WORLDS.values()))
+            scene = sample_scene(world, "train", rng)
+            if task == "describe":
+                prompt, target = DESCRIBE, world.describe(scene)
+            else:
+                steps = corrupted(world, scene, rng, heavy=0.8, single=0.12, struck=0.8)
+                prompt, target = compare_prompt(world.question(scene), format_solution(steps)), comparison(world.check(scene, steps))
+            picture = world.draw(scene, rng)
         head = self.tokenizer(f"<|user|>{IMAGE}{prompt}<|end|><|assistant|>").input_ids
         tail = self.tokenizer(f"{target}<|end|>").input_ids
-        return {"head": head, "tail": tail, "pixels": pixels(world.draw(scene, rng))}
+        return {"head": head, "tail": tail, "pixels": pixels(picture)}
+
+
+def solving_sample(number: int) -> tuple[str, str, Any]:
+    """Question, right solution and picture (PIL) number `number` of the solving data, which every stage draws on."""
+    rng = random.Random(f"solve {number}")
+    world = rng.choice(list(WORLDS.values()))
+    scene = sample_scene(world, "train", rng)
+    return world.question(scene), format_solution(right_solution(world, scene)), world.draw(scene, rng)
+
+
+def solving_samples(count: int) -> list[Sample]:
+    """The first `count` of the solving data: mixed into a critic's training, they keep it from forgetting how to solve."""
+    rows = [solving_sample(number) for number in range(count)]
+    return [Sample(Problem(f"solve-{i}", question, [picture]), solution) for i, (question, solution, picture) in enumerate(rows)]
 
 
 def pixels(image: Any) -> torch.Tensor:
@@ -113,14 +130,17 @@ class InOrder(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def run_stage(start: Path, out: Path, stage: Stage, seed: int, batch_size: int, save_steps: int) -> None:
-    """Trains from the checkpoint `start` and writes `out` as bfloat16. A killed run goes on from its last save."""
+def run_stage(start: Path, out: Path, stage: Stage, seed: int, batch_size: int, save_steps: int, attention: str) -> None:
+    """Trains from the checkpoint `start` and writes `out` as bfloat16. A killed run goes on from its last save.
+
+    `attention` is the quicker of transformers' implementations at the stage's lengths on a CPU.
+    """
     if (out / "model.safetensors").exists():
         return
     set_seed(seed)
     torch.set_flush_denormal(True)
     processor = AutoProcessor.from_pretrained(start)
-    model = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32, attn_implementation=attention)
     work = out.with_name(out.name + "-work")
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -145,16 +165,17 @@ def run_stage(start: Path, out: Path, stage: Stage, seed: int, batch_size: int, 
     data = Samples(stage, batch_size, seed, processor.tokenizer)
     trainer = InOrder(model=model, args=arguments, train_dataset=data, data_collator=collate)
     trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    model.config.use_cache = True  # the trainer switches it off
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)
 
 
 POLICY = Stage({"describe": 0.9, "solve": 0.1}, {"describe": 0.2, "solve": 0.8}, samples=80_000, learning_rate=2e-3)
 BASE = Stage(
-    {"describe": 0.3, "compare": 0.6, "solve": 0.1},
+    {"describe": 0.15, "compare": 0.75, "solve": 0.1},
     {"describe": 0.12, "compare": 0.76, "solve": 0.12},
-    samples=160_000,
-    learning_rate=1.5e-3,
+    samples=128_000,
+    learning_rate=1.2e-3,
     replay=80_000,
 )
 
@@ -172,8 +193,8 @@ def main() -> None:
         build_tiny(args.out / "random", seed=args.seed)
     policy = Stage(POLICY.first, POLICY.last, args.policy_samples, POLICY.learning_rate)
     base = Stage(BASE.first, BASE.last, args.base_samples, BASE.learning_rate, replay=args.policy_samples)
-    run_stage(args.out / "random", args.out / "tiny-policy", policy, args.seed, args.batch_size, args.save_steps)
-    run_stage(args.out / "tiny-policy", args.out / "tiny", base, args.seed + 1, args.batch_size, args.save_steps)
+    run_stage(args.out / "random", args.out / "tiny-policy", policy, args.seed, args.batch_size, args.save_steps, "eager")
+    run_stage(args.out / "tiny-policy", args.out / "tiny", base, args.seed + 1, args.batch_size, args.save_steps, "sdpa")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,6 @@ class Settings:
     samples: int = 1
     corruptions: int = 2
     replay: int = 1500
-    epochs: float = 1.0
     learning_rate: float = 5e-4
     batch_size: int = 32
     max_tokens: int = 160
@@ -119,20 +118,18 @@ def train(folder: Path, settings: Settings) -> None:
     if not (folder / "gm_prm" / "vlrm.json").exists():
         from ..prm.train import train_gm_prm
         from .pretrain import solving_samples
-        from .tiny import CHECKPOINTS
 
         with clock(folder, "training"):
-            base = Path(settings.base)
             train_gm_prm(
-                str(base if base.exists() else CHECKPOINTS / settings.base),
+                settings.base,
                 records,
                 folder / "gm_prm",
-                replay=solving_samples(settings.replay, folder / "train" / "replay"),
-                epochs=settings.epochs,
+                solutions=solving_samples(settings.replay),
                 learning_rate=settings.learning_rate,
                 batch_size=settings.batch_size,
                 seed=settings.seed,
                 save_steps=100,
+                attention="eager",  # the quickest for short texts on a CPU
             )
 
 

@@ -39,6 +39,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_steps < 1:
             raise InputError(f"max_steps must be at least 1, got {self.max_steps}")
+        Request([], max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p)  # has the checks of the others
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,6 @@ def search_file(
     part = output.with_name(output.name + ".part")
     done = {**_read_done(output, keys, settings), **_read_done(part, keys, settings)}
     missing = [problem.id for problem in problems if problem.id not in done]
-    output.parent.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(problems), chunk):
         batch = problems[start : start + chunk]
         if not done.keys() >= {problem.id for problem in batch}:
@@ -97,6 +96,7 @@ def _record(problem: Problem, result: SearchResult, settings: Mapping[str, Any],
 
 
 def _append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         file.flush()

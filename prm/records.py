@@ -313,7 +313,7 @@ def _verdict(value: Any, name: str, index: int) -> bool | None:
     return word == "correct"
 
 
-def write_records(records: Iterable[StepRecord], path: str | os.PathLike[str]) -> int:
+def write_records(path: str | os.PathLike[str], records: Iterable[StepRecord]) -> int:
     """Write records as `.jsonl` or `.parquet`, whole or not at all; returns their number.
 
     Pictures in memory go into a parquet file as bytes, and beside a JSONL file as PNGs in `<name>_images/`; paths stay paths.

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +17,6 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from ..types import InputError
-
-if TYPE_CHECKING:
-    from .train import Recipe
 
 
 class CritiqueTrainer(SFTTrainer):
@@ -110,15 +107,16 @@ def freeze_vision_tower(model: nn.Module) -> None:
     tower.requires_grad_(False)
 
 
-def lora_config(model: nn.Module, recipe: Recipe) -> Any:
-    """The peft.LoraConfig of a recipe. Unless it names its targets, the linear layers of the language model are adapted."""
+def lora_config(model: nn.Module, lora: Mapping[str, Any] | bool) -> Any:
+    """A peft.LoraConfig. Unless the settings name `target_modules`, the linear layers of the language model are adapted."""
     from peft import LoraConfig
 
-    targets = recipe.lora_targets or language_layers(model)
+    settings = {"r": 16, "lora_alpha": 32, "task_type": "CAUSAL_LM", **(lora if isinstance(lora, Mapping) else {})}
+    settings.setdefault("target_modules", language_layers(model))
     try:
-        return LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules=targets, task_type="CAUSAL_LM")
+        return LoraConfig(**settings)
     except (TypeError, ValueError) as error:
-        raise InputError(f"lora: {error}") from None
+        raise InputError(f"lora: {error}; give settings of peft.LoraConfig") from None
 
 
 def language_layers(model: nn.Module) -> str:

@@ -32,10 +32,7 @@ class Recipe:
     instructions: str = ""  # put after every prompt, in training and in use
     consistency: str = "first_error"  # exact, first_error or outcome: which records have labels that agree
     verdict_weight: float = 3.0  # weight of the loss at verdict words
-    lora: bool = False
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_targets: str | Sequence[str] | None = None  # module names, or a pattern; None: linear layers of the language model
+    lora: bool | Mapping[str, Any] | None = False  # True, or settings of peft.LoraConfig (r 16, lora_alpha 32 unless given)
     freeze_vision: bool = True  # no gradients for the picture encoder (full training; LoRA freezes all but the adapters)
     epochs: int = 1
     max_steps: int | None = None  # optimizer steps; overrides epochs
@@ -190,7 +187,8 @@ def _trainer(
 
     from .sft import CritiqueTrainer, MetricsFile, freeze_vision_tower, lora_config, quicken_cpu, use_bf16
 
-    if not torch.cuda.is_available():
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu and not __import__("os").environ.get("NOQ"):
         quicken_cpu()
     bf16 = use_bf16() if recipe.bf16 is None else recipe.bf16
     dtype = recipe.dtype or ("bfloat16" if recipe.lora and bf16 else "float32")
@@ -217,6 +215,7 @@ def _trainer(
             weight_decay=recipe.weight_decay,
             max_grad_norm=recipe.max_grad_norm,
             bf16=bf16,
+            use_cpu=on_cpu,
             gradient_checkpointing=recipe.gradient_checkpointing,
             dataloader_num_workers=recipe.workers,
             logging_steps=recipe.logging_steps,
@@ -233,7 +232,7 @@ def _trainer(
         eval_dataset=Dataset.from_dict({"index": list(eval_rows)}) if eval_rows else None,
         data_collator=collator,
         processing_class=processor,
-        peft_config=lora_config(network, recipe) if recipe.lora else None,
+        peft_config=lora_config(network, recipe.lora) if recipe.lora else None,
         callbacks=[MetricsFile(output_dir / "metrics.jsonl", rounds)],
     )
     trainer.order = batch_order(lengths, recipe.batch_size * recipe.gradient_accumulation, rounds, recipe.seed)

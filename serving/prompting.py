@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..types import EngineError, InputError
+from ..types import InputError
 from .engine import Request
 
-_MARK = "vlrm-mark"
+MARK = "vlrm-mark"
+# Texts after which a tracked word's first token is looked up, best first: the tokenizer must not join their end with the word.
+CONTEXTS = (":", "a", "\n", "")
 
 
 def as_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -44,10 +47,8 @@ class Prompter:
         # What the template puts between the generation prompt and the assistant's own first word ("Assistant:" + " ").
         turn = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
         opened = self._render(turn, add_generation_prompt=True)
-        answer = {"role": "assistant", "content": [{"type": "text", "text": _MARK}]}
-        answered = self._render([*turn, answer], add_generation_prompt=False)
-        before = answered[: answered.find(_MARK)]
-        self.separator = before[len(opened) :] if before.startswith(opened) and _MARK in answered else ""
+        answer = {"role": "assistant", "content": [{"type": "text", "text": MARK}]}
+        self.separator = separator(opened, self._render([*turn, answer], add_generation_prompt=False))
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
@@ -69,32 +70,39 @@ class Prompter:
         tokenizer would merge the end of `text` into the choice (there the model never sees that place)."""
         before, ids = self.ids(text), []
         for choice in choices:
-            after = self.ids(text + choice)
-            if after[: len(before)] != before or len(after) == len(before):
+            if (id := next_id(before, self.ids(text + choice))) is None:
                 raise InputError(
-                    f"the tokenizer joins the choice {choice!r} with the end of the prefix {text[-20:]!r}; "
-                    "move the prefix's last characters (a space, say) to the front of every choice"
+                    f"the tokenizer joins the choice {choice!r} with the end of the prefix {text[-20:]!r}; end the prefix elsewhere"
                 )
-            ids.append(after[len(before)])
-        return _distinct(ids, choices)
+            ids.append(id)
+        return distinct(ids, choices)
 
     def track_ids(self, words: Sequence[str]) -> list[int]:
         """The id of each tracked word's first token, as it stands after other text."""
         ids = []
         for word in words:
-            if not word:
-                raise InputError("a tracked word must not be empty")
-            for context in (":", "a", "\n", ""):  # a context whose end the tokenizer does not join with the word
-                before, after = self.ids(context), self.ids(context + word)
-                if after[: len(before)] == before and len(after) > len(before):
-                    ids.append(after[len(before)])
-                    break
-            else:
-                raise EngineError(f"the tokenizer gives no token for the word {word!r}")
-        return _distinct(ids, words)
+            found = (next_id(self.ids(context), self.ids(context + word)) for context in CONTEXTS)
+            if (id := next((id for id in found if id is not None), None)) is None:
+                raise InputError(f"the tokenizer gives no token for the tracked word {word!r}; choose another")
+            ids.append(id)
+        return distinct(ids, words)
 
 
-def _distinct(ids: list[int], words: Sequence[str]) -> list[int]:
+def separator(opened: str, answered: str) -> str:
+    """What stands between the generation prompt and the assistant's first word, from two renderings: the opened turn, and a
+    turn that answers MARK."""
+    before, found, _ = answered.partition(MARK)
+    return before[len(opened) :] if found and before.startswith(opened) else ""
+
+
+def next_id(before: Sequence[int], after: Sequence[int]) -> int | None:
+    """The first token that `after` has beyond `before`; None where the two differ earlier."""
+    whole = len(after) > len(before) and list(after[: len(before)]) == list(before)
+    return after[len(before)] if whole else None
+
+
+def distinct(ids: list[int], words: Sequence[str]) -> list[int]:
+    """The ids themselves. Raises InputError naming two words that share one."""
     for later, id in enumerate(ids):
         if (first := ids.index(id)) != later:
             raise InputError(f"{words[first]!r} and {words[later]!r} begin with the same token (id {id}); choose words that differ there")
@@ -105,3 +113,13 @@ def heal(request: Request, choices: Sequence[str]) -> tuple[str, list[str]]:
     """The prefix without its trailing spaces, and the choices with them: tokenizers join a space with the word that follows it."""
     prefix = request.prefix.rstrip(" ")
     return prefix, [request.prefix[len(prefix) :] + choice for choice in choices]
+
+
+def drawn(request: Request) -> int:
+    """How many sequences have to be generated: greedy ones are all the same."""
+    return request.n if request.temperature > 0 else 1
+
+
+def spread(seed: int) -> int:
+    """A seed in [0, 2^31) for samplers that give sample i the seed `seed + i`: neighbouring seeds must not share samples."""
+    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big") >> 1

@@ -70,6 +70,23 @@ def spans(pieces: Sequence[bytes]) -> tuple[str, list[tuple[int, int]]]:
     return "".join(text), list(pairwise(ends))
 
 
+def align(text: str, pieces: Sequence[bytes]) -> list[tuple[int, int]]:
+    """Where the pieces lie in a text that somebody else decoded from them. Pieces that are not shown in it (special tokens, the
+    stop string that was cut off) get no width."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    result, place = [], 0
+    for piece in pieces:
+        shown, rest, start = decoder.decode(piece), text[place:], place
+        if rest.startswith(shown):
+            place += len(shown)
+        elif rest.startswith(" " + shown):  # sentencepiece tokens lose their space when decoded alone
+            place += 1 + len(shown)
+        elif shown.startswith(rest):
+            place = len(text)
+        result.append((start, place))
+    return result
+
+
 def cut_at_stop(text: str, stop: Sequence[str]) -> int | None:
     """Where the earliest stop string begins, or None."""
     places = [place for word in stop if (place := text.find(word)) >= 0]

@@ -16,7 +16,7 @@ from typing import Any
 from ..types import InputError, Usage
 from .engine import Completion, Request, Token
 from .images import open_images
-from .prompting import Prompter, heal
+from .prompting import Prompter, drawn, heal
 from .tokens import TokenBytes, cut_at_stop
 
 
@@ -81,14 +81,14 @@ class TransformersEngine:
             return []
         started = time.perf_counter()
         texts = [self.prompter.text(request) for request in requests]
-        results: list[list[Completion | None]] = [[None] * request.n for request in requests]
+        results: list[list[Completion | None]] = [[None] * drawn(request) for request in requests]
         seeds = [secrets.randbits(62) if request.seed is None else request.seed for request in requests]
         prompt_tokens = [0] * len(requests)
         for batch in self._batches(requests, texts):
             self._generate_batch(requests, texts, seeds, batch, results, prompt_tokens)
         written = sum(completion.completion_tokens for group in results for completion in group)
         self.usage += Usage(sum(prompt_tokens), written, sum(map(len, results)), time.perf_counter() - started)
-        return results
+        return [group * (request.n // len(group)) for request, group in zip(requests, results, strict=True)]
 
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> list[dict[str, float]]:
         """Log-probability of each choice's first token right after the request's `prefix`, of the whole vocabulary's softmax."""
@@ -124,7 +124,7 @@ class TransformersEngine:
             # About three characters a token; an image's tokens are not known before it is read.
             tokens = len(texts[index]) // 3 + 64 * len(requests[index].images) + requests[index].max_tokens
             limit = max(1, min(self.batch_size, self.max_batch_tokens // tokens))
-            for sample in range(requests[index].n):
+            for sample in range(drawn(requests[index])):
                 if len(batches[-1]) >= limit:
                     batches.append([])
                 batches[-1].append((index, sample))

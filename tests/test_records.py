@@ -35,7 +35,7 @@ def test_round_trip(tmp_path, picture, suffix):
         make(id="c", answer=None, critiques=None, correction=None, judge=(True, True, False)),
     ]  # fmt: skip
     path = tmp_path / f"sub/records.{suffix}"
-    assert write_records(records, path) == 3
+    assert write_records(path, records) == 3
     back = read_records(path)
     assert [vars(r) | {"images": ()} for r in back] == [vars(r) | {"images": ()} for r in records]
     assert [len(r.images) for r in back] == [1, 2, 0] and Path(back[0].images[0]).samefile(picture)
@@ -46,10 +46,10 @@ def test_round_trip(tmp_path, picture, suffix):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "r.jsonl"
-    write_records([make()], path)
+    write_records(path, [make()])
     before = path.read_text()
     with pytest.raises(AttributeError):
-        write_records([make(images=(object(),))], path)
+        write_records(path, [make(images=(object(),))])
     assert path.read_text() == before and [p.name for p in tmp_path.iterdir()] == ["r.jsonl"]
 
 

