@@ -1,8 +1,6 @@
 # From nothing but Python 3.11 or later:
 #   make quickstart   the whole way on two CPU cores: data, training, search, report in ./quickstart
 #   make test         the test suite, a real vLLM on the CPU included
-# TORCH is what pip is told to install first. On a machine without a GPU you may save gigabytes with
-#   make quickstart TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
 VENV ?= .venv
 OUT ?= quickstart

@@ -32,7 +32,7 @@ class Quickstart:
     problems: int = key("held-out problems, over all worlds", 600)
     seed: int = key("seed of problems, sampling and training", 0)
     n: int = key("candidates for each problem", 8)
-    temperature: float = key("sampling temperature of the policy", 1.0)
+    temperature: float = key("sampling temperature of the policy", 0.6)
     policy: str = key("the policy: a built-in name, or a model folder", "tiny-policy")
     base: str = key("what the GM-PRM is trained from: a built-in name, or a model folder", "tiny")
     train_problems: int = key("problems that step records are made from", 9000)

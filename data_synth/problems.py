@@ -61,7 +61,9 @@ def load_problems(path: str | os.PathLike[str]) -> list[Problem]:
     path = Path(path)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [
-        Problem(r["id"], r["question"], [str(path.parent / i) for i in r["images"]], r["answer"], {"world": r["world"], "scene": r["scene"]})
+        Problem(
+            r["id"], r["question"], [str(path.parent / i) for i in r["images"]], r["answer"], {"world": r["world"], "scene": r["scene"]}
+        )
         for r in rows
     ]
 

@@ -107,5 +107,3 @@ def make_step_records(
     kept = [record for record in records if record is not None]
     write_records(output, kept)
     return kept
-
-

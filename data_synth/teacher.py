@@ -11,23 +11,27 @@ from ..types import Kind
 from .worlds.base import StepTruth
 
 
-def analysis(truth: StepTruth, kind: Kind) -> str:
-    """`claims | own reading | ok or no for each`, or `none` where a step claims nothing of that kind.
+def analysis(truth: StepTruth, kind: Kind, columns: bool = False) -> str:
+    """`claims | own reading ok own reading no ...`, or `none` where a step claims nothing of that kind.
 
-    The claims stand together, so that a small model can copy them in one go before it looks for itself.
+    The claims stand together, so that a small model can copy them in one go before it looks for itself; a mark stands right
+    after the reading that it is about. With `columns` the marks stand together too, after all readings.
     """
     if kind == "reasoning" and not truth.readable:
         return "unreadable"
     claims = [claim for claim in truth.claims if claim.kind == kind]
     if not claims:
         return truth.working if kind == "reasoning" and truth.working else "none"
-    columns = [[c.stated for c in claims], [c.true for c in claims], ["ok" if c.right else "no" for c in claims]]
-    text = " | ".join(" ".join(column) for column in columns)
+    stated, true = " ".join(c.stated for c in claims), " ".join(c.true for c in claims)
+    marks = ["ok" if claim.right else "no" for claim in claims]
+    read = f"{true} | {' '.join(marks)}" if columns else " ".join(f"{c.true} {m}" for c, m in zip(claims, marks, strict=True))
+    text = f"{stated} | {read}"
     return f"{truth.working}; {text}" if kind == "reasoning" and truth.working else text
 
 
-def comparison(truths: list[StepTruth]) -> str:
+def comparison(truths: list[StepTruth], columns: bool = False) -> str:
     """Every step's claims compared with the picture and the steps before, without any verdict."""
     return "\n".join(
-        f"Step {i}\nImage: {analysis(truth, 'perception')}\nLogic: {analysis(truth, 'reasoning')}" for i, truth in enumerate(truths, 1)
+        f"Step {i}\nImage: {analysis(truth, 'perception', columns)}\nLogic: {analysis(truth, 'reasoning', columns)}"
+        for i, truth in enumerate(truths, 1)
     )

@@ -36,7 +36,8 @@ IMAGE = "<fake_token_around_image><global-img>" + "<image>" * IMAGE_TOKENS + "<f
 class Stage:
     """What a stage trains on: the share of each task at its beginning and end, samples, batch size, peak learning rate.
 
-    `replay` limits solving samples to those with a smaller number, so that two stages see the same ones.
+    `replay` limits solving samples to those with a smaller number, so that two stages see the same ones. With `columns` comparisons
+    have claims, readings and marks in columns, in which copying the claims is learnt first.
     """
 
     first: dict[str, float]
@@ -44,6 +45,7 @@ class Stage:
     samples: int
     learning_rate: float
     replay: int | None = None
+    columns: bool = False
 
 
 def compare_prompt(question: str, solution: str) -> str:
@@ -77,7 +79,8 @@ class Samples(Dataset):
                 prompt, target = DESCRIBE, world.describe(scene)
             else:
                 steps = corrupted(world, scene, rng, heavy=0.8, single=0.12, struck=0.8)
-                prompt, target = compare_prompt(world.question(scene), format_solution(steps)), comparison(world.check(scene, steps))
+                prompt = compare_prompt(world.question(scene), format_solution(steps))
+                target = comparison(world.check(scene, steps), self.stage.columns)
             picture = world.draw(scene, rng)
         head = self.tokenizer(f"<|user|>{IMAGE}{prompt}<|end|><|assistant|>").input_ids
         tail = self.tokenizer(f"{target}<|end|>").input_ids
@@ -171,30 +174,31 @@ def run_stage(start: Path, out: Path, stage: Stage, seed: int, batch_size: int, 
 
 
 POLICY = Stage({"describe": 0.9, "solve": 0.1}, {"describe": 0.2, "solve": 0.8}, samples=80_000, learning_rate=2e-3)
-BASE = Stage(
+COPY = Stage(
     {"describe": 0.15, "compare": 0.75, "solve": 0.1},
     {"describe": 0.12, "compare": 0.76, "solve": 0.12},
     samples=128_000,
     learning_rate=1.2e-3,
-    replay=80_000,
+    replay=POLICY.samples,
+    columns=True,
 )
+BASE = Stage(COPY.last, COPY.last, samples=48_000, learning_rate=8e-4, replay=POLICY.samples)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--policy-samples", type=int, default=POLICY.samples)
-    parser.add_argument("--base-samples", type=int, default=BASE.samples)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--save-steps", type=int, default=1000)
     args = parser.parse_args()
-    if not (args.out / "random").exists():
-        build_tiny(args.out / "random", seed=args.seed)
-    policy = Stage(POLICY.first, POLICY.last, args.policy_samples, POLICY.learning_rate)
-    base = Stage(BASE.first, BASE.last, args.base_samples, BASE.learning_rate, replay=args.policy_samples)
-    run_stage(args.out / "random", args.out / "tiny-policy", policy, args.seed, args.batch_size, args.save_steps, "eager")
-    run_stage(args.out / "tiny-policy", args.out / "tiny", base, args.seed + 1, args.batch_size, args.save_steps, "sdpa")
+    start = args.out / "random"
+    if not start.exists():
+        build_tiny(start, seed=args.seed)
+    stages = [("tiny-policy", POLICY, "eager"), ("tiny-copy", COPY, "sdpa"), ("tiny", BASE, "sdpa")]
+    for number, (name, stage, attention) in enumerate(stages):
+        run_stage(start, args.out / name, stage, args.seed + number, args.batch_size, args.save_steps, attention)
+        start = args.out / name
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Settings:
     problems: int = 600
     seed: int = 0
     n: int = 8
-    temperature: float = 1.0
+    temperature: float = 0.6
     policy: str = "tiny-policy"
     base: str = "tiny"
     train_problems: int = 9000
@@ -56,6 +56,7 @@ def run(out: str | os.PathLike[str], **settings: Any) -> dict[str, Any]:
     check(chosen)
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder, chosen)
+    quiet()
     say(f"quickstart in {folder}: {chosen.problems} held-out problems, seed {chosen.seed}")
     problems = held_out(folder, chosen)
     train(folder, chosen)
@@ -220,6 +221,14 @@ def write_lines(path: Path, rows: Sequence[Any]) -> None:
     part = path.with_suffix(".part")
     part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(part, path)
+
+
+def quiet() -> None:
+    """No bar for every load of a model: the stages have bars of their own."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def say(text: str) -> None:

@@ -32,7 +32,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; } th, td { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; } h2 { margin-top: 2em; }
-.problem { border-top: 2px solid #bbb; padding: 1em 0; } .problem > img { width: 144px; image-rendering: pixelated; float: left; margin: 0 1em 1em 0; }
+.problem { border-top: 2px solid #bbb; padding: 1em 0; }
+.problem > img { width: 144px; image-rendering: pixelated; float: left; margin: 0 1em 1em 0; }
 .pool { display: grid; grid-template-columns: repeat(4, 1fr); gap: .6em; clear: both; }
 .candidate { border: 1px solid #ddd; border-radius: 6px; padding: .5em; font-size: 12px; } .chosen { border: 2px solid #1a56c4; }
 .step { padding: .1em .3em; margin: .15em 0; border-radius: 3px; white-space: pre-wrap; }
@@ -41,7 +42,9 @@ th:first-child, td:first-child { text-align: left; } h2 { margin-top: 2em; }
 """
 
 
-def write_results(folder: Path, settings: Mapping[str, Any], problems: Sequence[Problem], arms: Arms, clock: Mapping[str, float]) -> dict[str, Any]:
+def write_results(
+    folder: Path, settings: Mapping[str, Any], problems: Sequence[Problem], arms: Arms, clock: Mapping[str, float]
+) -> dict[str, Any]:
     from .quickstart import write_json
 
     results = summarise(problems, arms, settings, clock)
@@ -56,7 +59,8 @@ def write_report(folder: Path, results: Mapping[str, Any], problems: Sequence[Pr
     parts = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>vlrm quickstart</title><style>{STYLE}</style>",
         "<h1>vlrm quickstart</h1>",
-        f"<p>{results['problems']} held-out problems, seed {results['seed']}, N = {results['settings']['n']}, {results['seconds']:.0f} seconds in all. ",
+        f"<p>{results['problems']} held-out problems, seed {results['seed']}, N = {results['settings']['n']}, ",
+        f"{results['seconds']:.0f} seconds in all. ",
         "A policy samples solutions; a GM-PRM trained in this run judges every step, chooses, and rewrites the first wrong step.</p>",
         arms_table(results),
         f"<img alt='accuracy of every arm' style='max-width:100%' src='data:image/png;base64,{plot}'>",
@@ -152,11 +156,12 @@ def examples(problems: Sequence[Problem], arms: Arms) -> list[tuple[Problem, Sea
 def problem_block(problem: Problem, result: SearchResult, plain: SearchResult) -> str:
     picture = base64.b64encode(Path(problem.images[0]).read_bytes()).decode()
     rules = get_world(problem.meta["world"]).rules
+    pool = "".join(candidate_block(problem, c, i, i == result.chosen) for i, c in enumerate(result.candidates))
     return (
         f"<div class='problem'><img alt='' src='data:image/png;base64,{picture}'><b>{html.escape(problem.question)}</b> "
         f"<span class='note'>{html.escape(rules)}</span><br>gold answer <b>{html.escape(problem.answer or '')}</b>; "
         f"Best-of-N {marked(problem, plain.answer)}; Refined Best-of-N {marked(problem, result.answer)}"
-        f"<div class='pool'>{''.join(candidate_block(problem, c, i, i == result.chosen) for i, c in enumerate(result.candidates))}</div></div>"
+        f"<div class='pool'>{pool}</div></div>"
     )
 
 
@@ -178,6 +183,8 @@ def candidate_block(problem: Problem, candidate: Candidate, index: int, chosen: 
         title = html.escape(verdict.analysis) if verdict else ""
         lines.append(f"<div class='step {kind}' title='{title}'>{step.index + 1}. {html.escape(step.text)}</div>")
     if candidate.score and candidate.score.correction:
-        lines.append(f"<div class='step fix'>step {candidate.score.first_error + 1} should be: {html.escape(candidate.score.correction)}</div>")
+        lines.append(
+            f"<div class='step fix'>step {candidate.score.first_error + 1} should be: {html.escape(candidate.score.correction)}</div>"
+        )
     head = f"<b>{index + 1}</b> {origin}, score {value}, {marked(problem, candidate.answer)}"
     return f"<div class='candidate{' chosen' if chosen else ''}'>{head}{''.join(lines)}</div>"

@@ -20,6 +20,7 @@ TESTS = [
     ("best_of_n", "majority"),
     ("refined_best_of_n", "best_of_n"),
     ("refined_best_of_n", "no_fix"),
+    ("refined_best_of_n", "greedy"),
     ("refined_best_of_n", "critic_greedy"),
     ("best_of_n", "critic_greedy"),
     ("refined_best_of_n", "self_critic"),

@@ -94,28 +94,26 @@ def refined_best_of_n(
     ]
 
 
-def _corrected_prefix(candidate: Candidate, fix: bool) -> tuple[int, str] | None:
-    """The first wrong step and the text that opens the new turn; None where the critique has no correction to go on from."""
-    step, correction = candidate.score.first_error, candidate.score.correction
-    if step is None or not 0 <= step < len(candidate.steps) or not (correction or "").strip():
+def _corrected(problem: Problem, candidate: Candidate, slot: int, parent: int, fix: bool, round: int = 0) -> Draw | None:
+    """The request that goes on from the candidate's first wrong step, rewritten; None where its critique gives nothing to go on from."""
+    step, correction = candidate.score.first_error, (candidate.score.correction or "").strip()
+    if step is None or not 0 <= step < len(candidate.steps) or not correction:
         return None
     if correction.split() == candidate.steps[step].text.split():
         return None
-    if fix:
-        return step, prefix_with(candidate.text, candidate.steps, step, correction.strip())
-    return step, prefix_before(candidate.text, candidate.steps, step)
+    if not fix:
+        return Draw(problem, slot, prefix_before(candidate.text, candidate.steps, step), round, "no_fix", parent, step)
+    prefix = prefix_with(candidate.text, candidate.steps, step, correction)
+    return Draw(problem, slot, prefix, round, "refined", parent, step, correction)
 
 
 def _plan(
     problem: Problem, parent: Candidate, slot: int, index: int, seed: int, no_error: NoError, no_correction: NoCorrection, fix: bool
 ) -> Draw | Candidate:
     """What fills one slot of the second half: a request to the policy, or the parent itself where it is kept."""
+    if corrected := _corrected(problem, parent, slot, index, fix):
+        return corrected
     score, steps = parent.score, parent.steps
-    corrected, origin = _corrected_prefix(parent, fix), "refined" if fix else "no_fix"
-    if corrected:
-        return Draw(
-            problem, slot, corrected[1], origin=origin, parent=index, step=corrected[0], correction=score.correction if fix else None
-        )
     read = score.value is not None and all(verdict.correct is not None for verdict in score.verdicts)
     if score.first_error is None and read:
         if no_error == "keep":
@@ -150,17 +148,14 @@ def _correct_again(
     problems: Sequence[Problem], pools: list[Pool], initial: int, round: int, policy: Engine, settings: Sampling, seed: int, fix: bool
 ) -> list[Pool]:
     """Pools whose regenerated candidates with a correctable error are replaced by that correction's continuation, still unscored."""
-    places, draws = [], []
-    for p, (problem, candidates) in enumerate(zip(problems, pools, strict=True)):
-        for slot in range(initial, len(candidates)):
-            corrected, old = _corrected_prefix(candidates[slot], fix), candidates[slot]
-            if corrected:
-                correction = old.score.correction if fix else None
-                origin = "refined" if fix else "no_fix"
-                places.append((p, slot))
-                draws.append(Draw(problem, slot, corrected[1], round, origin, old.parent, corrected[0], correction))
+    draws = [
+        (p, _corrected(problem, candidates[slot], slot, candidates[slot].parent, fix, round))
+        for p, (problem, candidates) in enumerate(zip(problems, pools, strict=True))
+        for slot in range(initial, len(candidates))
+    ]
+    draws = [(p, item) for p, item in draws if item is not None]
     pools = [list(candidates) for candidates in pools]
-    for (p, slot), new in zip(places, draw(draws, policy, settings, seed), strict=True):
-        old = pools[p][slot]
-        pools[p][slot] = replace(new, policy_usage=old.policy_usage + new.policy_usage, scorer_usage=old.scorer_usage)
+    for (p, item), new in zip(draws, draw([item for _, item in draws], policy, settings, seed), strict=True):
+        old = pools[p][item.slot]
+        pools[p][item.slot] = replace(new, policy_usage=old.policy_usage + new.policy_usage, scorer_usage=old.scorer_usage)
     return pools

@@ -18,8 +18,9 @@ class Candidate:
     `origin` says how it came about: "sampled" from scratch; "refined", continued from its parent's prefix with the wrong
     step corrected; "no_fix", the same prefix without the corrected step; "resampled", a fresh sample where there was
     nothing to correct; "random_prefix", continued from the parent's first `step` steps; "kept", the parent once more.
-    `parent` is an index into the result's candidates, `step` the 0-based step that was replaced (or cut at), `correction`
-    the text that replaced it. `policy_usage` and `scorer_usage` hold all that was spent to have this candidate and its score.
+    `parent` is an index into the result's candidates (None where the version that was continued is gone, as in later rounds), `step` the
+    0-based step that was replaced (or cut at), `correction` the text that replaced it. `policy_usage` and `scorer_usage` hold all
+    that was spent to have this candidate and its score.
     """
 
     text: str

@@ -46,7 +46,7 @@ class Recipe:
     max_length: int | None = None  # samples of more tokens are dropped and counted, never cut
     bf16: bool | None = None  # bfloat16 arithmetic; None: where the machine is quick at it
     dtype: str | None = None  # of the weights; None: float32, with LoRA and bf16 bfloat16
-    attention: str | None = None  # transformers' attn_implementation
+    attention: str | None = None  # transformers' attn_implementation; None: the quickest known here
     gradient_checkpointing: bool = False
     workers: int = 1  # processes that make batches
     save_steps: int = 500
@@ -185,15 +185,15 @@ def _trainer(
     from transformers import AutoModelForImageTextToText
     from trl import SFTConfig
 
-    from .sft import CritiqueTrainer, MetricsFile, freeze_vision_tower, lora_config, quicken_cpu, use_bf16
+    from .sft import CritiqueTrainer, MetricsFile, cpu_attention, freeze_vision_tower, lora_config, quicken_cpu, use_bf16
 
     on_cpu = not torch.accelerator.is_available()
-    if on_cpu and not __import__("os").environ.get("NOQ"):
+    if on_cpu:
         quicken_cpu()
     bf16 = use_bf16() if recipe.bf16 is None else recipe.bf16
     dtype = recipe.dtype or ("bfloat16" if recipe.lora and bf16 else "float32")
-    options = {"attn_implementation": recipe.attention} if recipe.attention else {}
-    network = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, **options)
+    attention = recipe.attention or (cpu_attention() if on_cpu and bf16 else None)
+    network = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=attention)
     if recipe.freeze_vision and not recipe.lora:
         freeze_vision_tower(network)
     rounds = recipe.epochs if recipe.max_steps is None else -(-recipe.max_steps * _per_step(recipe) // len(train_rows))

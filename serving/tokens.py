@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+DAMAGED = "\ufffd"  # what decoders show for bytes that are no character
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -52,16 +53,22 @@ class TokenBytes:
             return bytes([int(byte[1], 16)])
         return piece.replace("\u2581", " ").encode()
 
-    def text_and_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-        """The text of the tokens and, for each, the characters [start, end) that it completes.
-
-        A character spread over several tokens belongs to the one that holds its last byte.
-        """
-        return spans([self[id] for id in ids])
+    def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> tuple[str, list[tuple[int, int]], bool]:
+        """The tokens' text up to the earliest stop string; for each token the characters [start, end) that it completes (what
+        lies beyond the text has no width); and whether a stop string was met."""
+        text, ends = spans([self[id] for id in ids])
+        places = [place for word in stop if (place := text.find(word)) >= 0]
+        if not places:
+            return text, ends, False
+        cut = min(places)
+        return text[:cut], [(min(start, cut), min(end, cut)) for start, end in ends], True
 
 
 def spans(pieces: Sequence[bytes]) -> tuple[str, list[tuple[int, int]]]:
-    """As `TokenBytes.text_and_spans`, for pieces that are known as bytes. An unfinished character at the end is left out."""
+    """The text of the pieces, without an unfinished character at its end, and the characters [start, end) that each completes.
+
+    A character that is spread over several pieces belongs to the one that holds its last byte.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     text, ends = [], [0]
     for piece in pieces:
@@ -72,22 +79,19 @@ def spans(pieces: Sequence[bytes]) -> tuple[str, list[tuple[int, int]]]:
 
 def align(text: str, pieces: Sequence[bytes]) -> list[tuple[int, int]]:
     """Where the pieces lie in a text that somebody else decoded from them. Pieces that are not shown in it (special tokens, the
-    stop string that was cut off) get no width."""
+    stop string that was cut off) get no width; damaged bytes, which decoders show differently, are passed over."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     result, place = [], 0
     for piece in pieces:
-        shown, rest, start = decoder.decode(piece), text[place:], place
-        if rest.startswith(shown):
-            place += len(shown)
-        elif rest.startswith(" " + shown):  # sentencepiece tokens lose their space when decoded alone
-            place += 1 + len(shown)
-        elif shown.startswith(rest):
-            place = len(text)
+        start = place
+        if shown := decoder.decode(piece).replace(DAMAGED, ""):
+            while text.startswith(DAMAGED, place):
+                place += 1
+            if text.startswith(shown, place):
+                place += len(shown)
+            elif text.startswith(" " + shown, place):  # sentencepiece tokens lose their space when decoded alone
+                place += 1 + len(shown)
+            elif shown.startswith(text[place:]):
+                place = len(text)
         result.append((start, place))
     return result
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the earliest stop string begins, or None."""
-    places = [place for word in stop if (place := text.find(word)) >= 0]
-    return min(places) if places else None

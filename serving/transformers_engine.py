@@ -17,7 +17,7 @@ from ..types import InputError, Usage
 from .engine import Completion, Request, Token
 from .images import open_images
 from .prompting import Prompter, drawn, heal
-from .tokens import TokenBytes, cut_at_stop
+from .tokens import TokenBytes
 
 
 class TransformersEngine:
@@ -197,7 +197,7 @@ class TransformersEngine:
                 mask = torch.nn.functional.pad(mask, (0, sequences.shape[1] - mask.shape[1]), value=1)[kept]
                 ids, extra = sequences[kept], {}
                 self._keep_rows(cache, kept)
-        self._collect(rows, batch, results, prompt_tokens, tracked)
+        self._collect(rows, batch, results, prompt_tokens)
 
     def _read_prompts(
         self, requests: Sequence[Request], texts: Sequence[str], owners: Sequence[int]
@@ -236,23 +236,18 @@ class TransformersEngine:
         batch: Sequence[tuple[int, int]],
         results: list[list[Completion | None]],
         prompt_tokens: Sequence[int],
-        tracked: dict[tuple[str, ...], list[int]],
     ) -> None:
         tokens, lengths, stopped = rows.token_NT.tolist(), rows.length_N.tolist(), rows.stopped_N.tolist()
         logprobs = rows.logprob_NTK.tolist() if rows.want_logprobs else None
         for row, (index, sample) in enumerate(batch):
             request, ids = rows.requests[row], tokens[row][: lengths[row]]
-            text, spans = self.pieces.text_and_spans(ids)
-            cut = cut_at_stop(text, request.stop)
-            text = text if cut is None else text[:cut]
-            details = ()
+            text, spans, cut = self.pieces.decode(ids, request.stop)
+            details: list[Token] = []
             if request.logprobs or request.track:
-                details = tuple(
-                    Token(id, min(start, len(text)), min(end, len(text)), values[0], dict(zip(request.track, values[1:], strict=False)))
-                    for id, (start, end), values in zip(ids, spans, logprobs[row], strict=False)
-                )
-            finish = "stop" if stopped[row] or cut is not None else "length"
-            results[index][sample] = Completion(text, details, finish, len(ids), prompt_tokens[index])
+                for id, (start, end), (own, *others) in zip(ids, spans, logprobs[row][: len(ids)], strict=True):
+                    details.append(Token(id, start, end, own, dict(zip(request.track, others, strict=False))))
+            finish = "stop" if stopped[row] or cut else "length"
+            results[index][sample] = Completion(text, tuple(details), finish, len(ids), prompt_tokens[index])
 
 
 def default_batch_size(parameters: int, device: str) -> int:

@@ -6,8 +6,10 @@ Prompts are rendered and tokenized as in `TransformersEngine`, so that the two a
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from ..types import EngineError, InputError, Usage
 from .engine import Completion, Request, Token
 from .images import open_images
 from .prompting import Prompter, drawn, heal, spread
-from .tokens import TokenBytes, align
+from .tokens import TokenBytes
 
 TOP = 20  # likeliest tokens asked for where this vLLM cannot return chosen ids; more needs max_logprobs=
 
@@ -26,8 +28,7 @@ class VLLMEngine:
 
     `adapter` is a LoRA folder. `options` are vllm.LLM's own (tensor_parallel_size, gpu_memory_utilization, max_model_len, ...).
     Defaults that differ from vLLM's: up to 8 images a prompt, and on a CPU float32, no compilation, and 1 GiB of cache
-    unless VLLM_CPU_KVCACHE_SPACE says otherwise. Use it as a script's last resort below `if __name__ == "__main__":`,
-    because vLLM may start its child by importing the script again.
+    unless VLLM_CPU_KVCACHE_SPACE says otherwise.
     """
 
     def __init__(self, path: str | Path, adapter: str | Path | None = None, **options: Any):
@@ -51,7 +52,8 @@ class VLLMEngine:
             defaults |= {"enable_lora": True, "max_lora_rank": _rank(adapter)}
         try:
             self.prompter = Prompter(AutoProcessor.from_pretrained(path), str(path))
-            self.llm = vllm.LLM(str(path), **defaults | options)
+            with _main_hidden():
+                self.llm = vllm.LLM(str(path), **defaults | options)
         except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"vLLM cannot load {path}: {reason} (vLLM's log above may say more)") from error
@@ -103,10 +105,11 @@ class VLLMEngine:
         params = [self._params(request, row) for request, row in zip(requests, ids, strict=True)]
         try:
             return self.llm.generate(prompts, params, lora_request=self.lora, use_tqdm=False)
-        except ValueError as error:  # a prompt too long, too many images
-            raise InputError(f"vLLM refuses a request: {' '.join(str(error).split())[:300]}") from error
         except Exception as error:
-            raise EngineError(f"{self.name} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+            reason = " ".join(str(error).split())[:300]
+            if isinstance(error, ValueError) or type(error).__name__.endswith("ValidationError"):  # too long, too many images
+                raise InputError(f"vLLM refuses a request: {reason}") from error
+            raise EngineError(f"{self.name} failed: {type(error).__name__}: {reason}") from error
 
     def _params(self, request: Request, ids: Sequence[int]) -> Any:
         wanted: dict[str, Any] = {}
@@ -126,26 +129,32 @@ class VLLMEngine:
         )
 
     def _completion(self, request: Request, track_ids: Sequence[int], output: Any, prompt_tokens: int) -> Completion:
-        tokens: tuple[Token, ...] = ()
+        text, spans, _ = self.pieces.decode(output.token_ids, request.stop)
+        tokens = []
         if request.logprobs or request.track:
-            spans = align(output.text, [self.pieces[id] for id in output.token_ids])
-            tokens = tuple(
-                Token(
-                    id,
-                    start,
-                    end,
-                    place[id].logprob,
-                    {word: _logprob(place, at) for word, at in zip(request.track, track_ids, strict=True)},
-                )
-                for id, (start, end), place in zip(output.token_ids, spans, output.logprobs, strict=True)
-            )
+            for id, (start, end), place in zip(output.token_ids, spans, output.logprobs, strict=True):
+                tracked = {word: _logprob(place, at) for word, at in zip(request.track, track_ids, strict=True)}
+                tokens.append(Token(id, start, end, place[id].logprob, tracked))
         finish = "length" if output.finish_reason == "length" else "stop"
-        return Completion(output.text, tokens, finish, len(output.token_ids), prompt_tokens)
+        return Completion(text, tuple(tokens), finish, len(output.token_ids), prompt_tokens)
 
     def _count(self, outputs: Sequence[Any], seconds: float) -> None:
         read = sum(len(output.prompt_token_ids) for output in outputs)
         written = [len(choice.token_ids) for output in outputs for choice in output.outputs]
         self.usage += Usage(read, sum(written), len(written), seconds)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """vLLM's child process would import the running script again, and a script without `if __name__ == "__main__":` would then
+    start vLLM again; the child needs nothing from it."""
+    main = sys.modules["__main__"]
+    kept = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(kept)
 
 
 def _logprob(place: Any, id: int) -> float:

@@ -3,6 +3,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vlrm.prm.aggregate import AGGREGATIONS, aggregate
 from vlrm.types import InputError
 

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vlrm.rm.answers import extract_answer, same_answer
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+
 import vlrm
 from vlrm import EngineError, InputError, cli, commands, doctor
 from vlrm.config import JSON, help_text, parse
@@ -344,3 +345,31 @@ def test_tables_are_made_from_results(tmp_path, monkeypatch):
     with pytest.raises(ValueError):
         result.write_result("demo", "x", [0], 1, [{"a": float("nan")}], folder=tmp_path)
     assert json.loads(path.read_text()) == stored
+
+
+def test_the_whole_way_with_a_random_tiny_model(tiny_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(command: str) -> int:
+        return cli.main(shlex.split(command))
+
+    assert run("synth --what steps --n 3 --output steps.jsonl") == 0
+    assert run("synth --split test --n 3 --output problems") == 0
+    settings = "--max_steps 1 --batch_size 2 --workers 0 --progress false"
+    assert run(f"train --model {tiny_path} --data steps.jsonl --output_dir prm {settings} --scorer_settings '{{\"max_tokens\": 16}}'") == 0
+    search_ = (
+        f"search --problems problems/problems.jsonl --policy transformers:{tiny_path} --scorer prm --n 2 --max_tokens 8 --output out.jsonl"
+    )
+    assert run(search_) == 0
+    assert "refined_best_of_n: 3 problems, 3 with a gold answer" in capsys.readouterr().out
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert all(len(record["candidates"]) == 2 and record["cost"]["scorer"]["calls"] == 2 for record in records)
+    (tmp_path / "out.jsonl").unlink()
+    (tmp_path / "out.jsonl.part").write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])
+    assert run(search_) == 0
+    again = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [record["answer"] for record in again] == [record["answer"] for record in records]
+    assert run("train --model nowhere/at/all --data steps.jsonl --output_dir other") == 2
+    assert run(f"train --model {tiny_path} --data none.jsonl --output_dir other") == 2
+    assert not (tmp_path / "other").exists()

@@ -3,6 +3,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vlrm.prm.critique import WORDS, Critique, StepCritique, format_critique, parse_critique
 
 TEXT = """Step 1

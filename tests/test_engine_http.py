@@ -243,3 +243,51 @@ def test_align():
     assert align("a é b", [b"a", b" \xc3", b"\xa9", b"<|end|>", b" b"]) == [(0, 1), (1, 2), (2, 3), (3, 3), (3, 5)]
     assert align("ab", [b"a", b"b.", b"cut"]) == [(0, 1), (1, 2), (2, 2)]
     assert align("a b", [b"a", b"b"]) == [(0, 1), (1, 3)], "a piece that lost its space"
+
+
+@pytest.fixture(scope="module")
+def engine(vllm_server):
+    return load_engine(vllm_server)
+
+
+def test_vllm_server_agrees_with_transformers(engine, tiny_engine, mixed_requests, check_agreement):
+    check_agreement(tiny_engine, engine, mixed_requests)
+    assert engine.is_vllm and engine.model == "tiny", "the adapter's name is not taken for a second model"
+
+
+def test_vllm_server_with_an_adapter(vllm_server, tiny_path, tiny_adapter, mixed_requests, check_agreement):
+    tuned = load_engine(tiny_path, adapter=tiny_adapter, device="cpu")
+    check_agreement(tuned, load_engine(vllm_server, adapter="tiny-lora"), mixed_requests[:6])
+
+
+def test_vllm_server_samples_by_seed(engine, ask):
+    def texts(**options):
+        return [completion.text for completion in engine.generate([ask(temperature=1.0, max_tokens=12, **options)])[0]]
+
+    first = texts(n=4, seed=5)
+    assert len(set(first)) == 4 and texts(n=4, seed=5) == first and texts(n=2, seed=5) == first[:2]
+    assert not set(texts(n=4, seed=6)) & set(first), "neighbouring seeds share no samples"
+
+
+def test_vllm_server_stops(engine, ask):
+    whole = engine.generate([ask(temperature=1.0, seed=1, max_tokens=40, logprobs=True)])[0][0]
+    stop = whole.text[5:7]
+    cut = engine.generate([ask(temperature=1.0, seed=1, max_tokens=40, stop=(stop,), logprobs=True)])[0][0]
+    assert cut.text == whole.text[: whole.text.index(stop)] and cut.finish_reason == "stop"
+    assert cut.tokens[-1].end == len(cut.text)
+
+
+def test_vllm_server_counts_tokens(vllm_server, ask):
+    engine = load_engine(vllm_server)
+    [group] = engine.generate([ask(n=3, temperature=1.0, seed=0, max_tokens=7)])
+    assert engine.usage.completion_tokens == sum(completion.completion_tokens for completion in group) == 21
+    assert engine.usage.prompt_tokens == group[0].prompt_tokens > 36 and engine.usage.calls == 3
+
+
+def test_vllm_server_refuses_in_its_own_words(engine, ask):
+    with pytest.raises(InputError, match="answers 400"):
+        engine.generate([ask(max_tokens=100_000)])
+    with pytest.raises(InputError, match="answers 400"):
+        engine.generate([ask(images=(0,) * 5)])
+    with pytest.raises(InputError, match=r"' Correct one'.*' Correct two'.*same token"):
+        engine.choice_logprobs([ask(prefix="Verdict:")], [" Correct one", " Correct two"])

@@ -52,7 +52,9 @@ def test_mixed_batch_equals_one_by_one(tiny_engine, ask):
 def test_batch_size_does_not_matter(tiny_path, tiny_engine, ask):
     requests = [ask(f"question {i}" * (i % 3 + 1), images=(i % 4,), n=4, temperature=1.0, seed=i, max_tokens=30) for i in range(6)]
     small = load_engine(tiny_path, batch_size=3, device="cpu")
-    assert [[c.text for c in group] for group in small.generate(requests)] == [[c.text for c in group] for group in tiny_engine.generate(requests)]
+    assert [[c.text for c in group] for group in small.generate(requests)] == [
+        [c.text for c in group] for group in tiny_engine.generate(requests)
+    ]
 
 
 def test_seeds(tiny_engine, ask):

@@ -10,10 +10,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 import vlrm
 
 ROOT = Path(vlrm.__file__).parent
-FLOORS = {"types": 0, "serving": 1, "rm": 2, "prm": 3, "data_synth": 4, "policy": 5}
+FLOORS = {"_types": -1, "types": 0, "serving": 1, "rm": 2, "prm": 3, "data_synth": 4, "policy": 5}
 TOP = {"cli": 6, "__main__": 6, "commands": 6, "config": 6, "doctor": 6}
 CODE = [path for path in sorted(ROOT.rglob("*.py")) if (FLOORS | TOP).get(path.relative_to(ROOT).parts[0].removesuffix(".py")) is not None]
 
@@ -44,7 +45,7 @@ def test_the_contract_names_every_floor():
     top, *floors = contract["layers"]
     assert {name.strip() for name in top.split(":")} == {f"vlrm.{name}" for name in TOP}
     assert floors == [f"vlrm.{name}" for name in sorted(FLOORS, key=FLOORS.get, reverse=True)]
-    assert {path.stem for path in ROOT.glob("*.py")} == {"__init__", "types", *TOP}
+    assert {path.stem for path in ROOT.glob("*.py")} == {"__init__", "_types", "types", *TOP}
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
@@ -57,7 +58,7 @@ def test_an_import_never_climbs(path):
 
 
 def test_the_words_of_the_house_need_the_standard_library_only():
-    for node in ast.walk(ast.parse((ROOT / "types.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / "_types.py").read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             assert all(name.split(".")[0] in sys.stdlib_module_names for name in names)
@@ -85,8 +86,9 @@ def test_python_starts_in_the_root_folder():
     for options in ([], ["-S"], ["-E"]):
         done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
         assert done.stdout == "types True False\n", done.stderr
-    done = subprocess.run([sys._base_executable, "-m", "venv", "--help"], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert done.returncode == 0 and done.stdout.startswith("usage: venv")
+    for command in ([sys.executable, "-S", "-m", "json.tool"], [sys._base_executable, "-m", "venv"]):
+        done = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=120, cwd=ROOT)
+        assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
 
 
 def test_every_package_is_listed_for_the_wheel():

@@ -5,6 +5,7 @@ import math
 import re
 
 import pytest
+
 import vlrm
 from vlrm.prm.gm_prm import GMPRM, INSTRUCTIONS
 from vlrm.prm.rederive import RederiveScorer

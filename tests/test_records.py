@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
 from vlrm.prm.critique import StepCritique, format_critique
 from vlrm.prm.records import StepRecord, filter_records, read_records, record_critique, same_text, write_records
 from vlrm.types import InputError

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+
 from vlrm import EngineError, InputError, Problem, Score, Usage, cli
 from vlrm.policy import best_of_n
 from vlrm.policy.search_file import report, search_file

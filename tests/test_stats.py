@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vlrm import InputError
 from vlrm.rm import stats
 from vlrm.rm.stats import accuracy_ci, bootstrap_ci, mcnemar, paired_bootstrap, wilson

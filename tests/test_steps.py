@@ -1,6 +1,7 @@
 from itertools import pairwise
 
 import pytest
+
 from vlrm.prm.steps import prefix_before, prefix_with, render_steps, split_steps, without_answer
 from vlrm.types import InputError
 

@@ -1,0 +1,92 @@
+"""VLLMEngine for real, on the CPU, against transformers. One vLLM, with a LoRA adapter, is started for the whole file."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from vlrm.serving import load_engine
+from vlrm.types import InputError
+
+
+@pytest.fixture(scope="module")
+def engine(needs_vllm, tiny_path, tiny_adapter):
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    engine = load_engine(f"vllm:{tiny_path}", adapter=tiny_adapter, max_model_len=1024, limit_mm_per_prompt={"image": 4})
+    yield engine
+    engine.close()
+    children = [pid for pid in os.listdir("/proc") if pid.isdigit() and _is_child(pid)] if sys.platform == "linux" else []
+    assert not children, "close() ends vLLM's child process"
+
+
+def _is_child(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            name, fields = file.read().rsplit(")", 1)
+    except OSError:
+        return False
+    return "EngineCore" in name and int(fields.split()[1]) == os.getpid()
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_path, tiny_adapter):
+    return load_engine(tiny_path, adapter=tiny_adapter, device="cpu")
+
+
+def test_agrees_with_transformers(engine, tuned, mixed_requests, check_agreement):
+    check_agreement(tuned, engine, mixed_requests)
+
+
+def test_samples_by_seed(engine, ask):
+    def texts(*seeds, n=4):
+        groups = engine.generate([ask(temperature=1.0, max_tokens=12, n=n, seed=seed) for seed in seeds])
+        return [[completion.text for completion in group] for group in groups]
+
+    first, second = texts(5, 6)
+    assert len(set(first)) == 4 and not set(first) & set(second)
+    assert texts(5) == [first] and texts(5, n=2) == [first[:2]]
+    assert texts(None) != texts(None)
+
+
+def test_stop_strings_and_offsets(engine, ask):
+    whole = engine.generate([ask(temperature=1.5, seed=1, max_tokens=40, logprobs=True)])[0][0]
+    assert whole.tokens[-1].end == len(whole.text)
+    stop = whole.text[5:7]
+    cut = engine.generate([ask(temperature=1.5, seed=1, max_tokens=40, stop=(stop,), logprobs=True)])[0][0]
+    assert cut.text == whole.text[: whole.text.index(stop)] and cut.finish_reason == "stop"
+    assert cut.tokens[-1].end == len(cut.text)
+
+
+def test_tracked_words_without_chosen_ids(engine, ask, monkeypatch):
+    request = ask(track=(" Correct",), max_tokens=4)
+    exact = engine.generate([request])[0][0]
+    monkeypatch.setattr(engine, "picks_ids", False)
+    bounded = engine.generate([request])[0][0]
+    for a, b in zip(exact.tokens, bounded.tokens, strict=True):
+        assert b.tracked[" Correct"] >= a.tracked[" Correct"] - 1e-4, "exact, or an upper bound"
+
+
+def test_usage(engine, ask):
+    before = engine.usage
+    [group] = engine.generate([ask(n=3, temperature=1.0, seed=0, max_tokens=7)])
+    spent = engine.usage - before
+    assert (spent.prompt_tokens, spent.completion_tokens, spent.calls) == (group[0].prompt_tokens, 21, 3)
+
+
+def test_bad_requests(engine, ask):
+    with pytest.raises(InputError, match="vLLM refuses"):
+        engine.generate([ask("word " * 2000)])
+    with pytest.raises(InputError, match="vLLM refuses"):
+        engine.generate([ask(images=(0,) * 5)])
+    with pytest.raises(InputError, match=r"' Correct one'.*' Correct two'"):
+        engine.choice_logprobs([ask(prefix="Verdict:")], [" Correct one", " Correct two"])
+    assert engine.generate([]) == [] and engine.choice_logprobs([], ["a"]) == []
+    assert engine.generate([ask(max_tokens=2)])[0][0].text, "it still works"
+
+
+def test_missing_vllm_says_what_to_install(tiny_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install \"vlrm\[vllm\]\""):
+        load_engine(f"vllm:{tiny_path}")
