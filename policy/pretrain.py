@@ -182,7 +182,9 @@ COPY = Stage(
     replay=POLICY.samples,
     columns=True,
 )
-BASE = Stage(COPY.last, COPY.last, samples=48_000, learning_rate=8e-4, replay=POLICY.samples)
+MARK = Stage(COPY.last, COPY.last, samples=48_000, learning_rate=8e-4, replay=POLICY.samples)
+LAST = {"describe": 0.08, "compare": 0.82, "solve": 0.1}
+BASE = Stage(LAST, LAST, samples=80_000, learning_rate=8e-4, replay=POLICY.samples)
 
 
 def main() -> None:
@@ -195,7 +197,7 @@ def main() -> None:
     start = args.out / "random"
     if not start.exists():
         build_tiny(start, seed=args.seed)
-    stages = [("tiny-policy", POLICY, "eager"), ("tiny-copy", COPY, "sdpa"), ("tiny", BASE, "sdpa")]
+    stages = [("tiny-policy", POLICY, "eager"), ("tiny-copy", COPY, "sdpa"), ("tiny-mark", MARK, "sdpa"), ("tiny", BASE, "sdpa")]
     for number, (name, stage, attention) in enumerate(stages):
         run_stage(start, args.out / name, stage, args.seed + number, args.batch_size, args.save_steps, attention)
         start = args.out / name

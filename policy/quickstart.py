@@ -20,6 +20,7 @@ from typing import Any
 from ..data_synth import WORLDS, load_problems, make_problems, make_step_records
 from ..prm.rederive import RederiveScorer
 from ..rm import load_scorer
+from ..rm.rows import write_jsonl
 from ..serving import load_engine
 from ..types import InputError, Problem
 from .best_of_n import best_of_n, weighted_best_of_n
@@ -130,7 +131,6 @@ def train(folder: Path, settings: Settings) -> None:
                 batch_size=settings.batch_size,
                 seed=settings.seed,
                 save_steps=100,
-                attention="eager",  # the quickest for short texts on a CPU
             )
 
 
@@ -178,8 +178,7 @@ def in_pieces(
                 pools = [list(result.candidates) for result in source[start : start + CHUNK]] if source else []
                 with clock(folder, name):
                     found = method(piece, pools)
-                path.parent.mkdir(exist_ok=True)
-                write_lines(path, [as_record(result) for result in found])
+                write_jsonl(path, [as_record(result) for result in found])
             results += [result_from_record(json.loads(line)) for line in path.read_text().splitlines()]
             progress.update(task, advance=len(piece))
     return results
@@ -214,12 +213,6 @@ def read_clock(folder: Path) -> dict[str, float]:
 def write_json(path: Path, value: Any) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(part, path)
-
-
-def write_lines(path: Path, rows: Sequence[Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(part, path)
 
 

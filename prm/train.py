@@ -182,7 +182,7 @@ def _trainer(
 ) -> Any:
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText, PrinterCallback
     from trl import SFTConfig
 
     from .sft import CritiqueTrainer, MetricsFile, cpu_attention, freeze_vision_tower, lora_config, quicken_cpu, use_bf16
@@ -235,5 +235,7 @@ def _trainer(
         peft_config=lora_config(network, recipe.lora) if recipe.lora else None,
         callbacks=[MetricsFile(output_dir / "metrics.jsonl", rounds)],
     )
+    if not progress:
+        trainer.remove_callback(PrinterCallback)
     trainer.order = batch_order(lengths, recipe.batch_size * recipe.gradient_accumulation, rounds, recipe.seed)
     return trainer

@@ -16,7 +16,9 @@ import vlrm
 ROOT = Path(vlrm.__file__).parent
 FLOORS = {"_types": -1, "types": 0, "serving": 1, "rm": 2, "prm": 3, "data_synth": 4, "policy": 5}
 TOP = {"cli": 6, "__main__": 6, "commands": 6, "config": 6, "doctor": 6}
-CODE = [path for path in sorted(ROOT.rglob("*.py")) if (FLOORS | TOP).get(path.relative_to(ROOT).parts[0].removesuffix(".py")) is not None]
+CODE = [
+    path for name in FLOORS | TOP for path in ([ROOT / f"{name}.py"] if (ROOT / f"{name}.py").is_file() else (ROOT / name).rglob("*.py"))
+]
 
 
 def imported(path: Path) -> list[str]:

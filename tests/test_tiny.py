@@ -1,0 +1,64 @@
+"""The built-in model: its tokenizer loses nothing, its pretraining data are functions of a number, its processor agrees with them."""
+
+import random
+
+import pytest
+
+from vlrm.data_synth.teacher import comparison
+from vlrm.data_synth.worlds import WORLDS, sample_scene
+from vlrm.data_synth.worlds.base import format_solution, right_solution
+from vlrm.policy.tiny import CHECKPOINTS, build_processor, build_tokenizer
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_processor()
+
+
+def test_tokenizer_gives_every_text_back(processor):
+    rng = random.Random(0)
+    for world in WORLDS.values():
+        scene = sample_scene(world, "test", rng)
+        steps = right_solution(world, scene)
+        for text in (world.question(scene), world.describe(scene), format_solution(steps), comparison(world.check(scene, steps))):
+            assert processor.tokenizer.decode(processor.tokenizer(text).input_ids) == text
+    strange = "naïve 漢字 x² \n\n\ttab  two  spaces"
+    assert processor.tokenizer.decode(processor.tokenizer(strange).input_ids) == strange
+
+
+def test_words_of_the_worlds_and_verdicts_are_single_tokens(processor):
+    for word in (" red", " circle", "\nStep", "\nVerdict:", " Correct", " Incorrect", " =>", " straight", "\nAnswer:"):
+        assert len(processor.tokenizer(word).input_ids) == 1
+
+
+def test_tokenizer_is_the_same_each_time_and_the_one_shipped():
+    assert build_tokenizer().get_vocab() == build_tokenizer().get_vocab()
+    if (CHECKPOINTS / "tiny" / "tokenizer.json").exists():
+        from transformers import AutoTokenizer
+
+        assert AutoTokenizer.from_pretrained(CHECKPOINTS / "tiny").get_vocab() == build_tokenizer().get_vocab()
+
+
+def test_pretraining_samples_repeat_and_match_the_processor(processor):
+    from vlrm.policy.pretrain import BASE, POLICY, Samples, collate, pixels, solving_sample
+
+    data = Samples(POLICY, 4, 0, processor.tokenizer)
+    assert data[7]["head"] == data[7]["head"] and data[7]["tail"] == data[7]["tail"]
+    assert torch.equal(data[7]["pixels"], data[7]["pixels"])
+    batch = collate([data[i] for i in range(8)])
+    assert batch["input_ids"].shape == batch["labels"].shape and batch["pixel_values"].shape == (8, 1, 3, 96, 96)
+    assert ((batch["labels"] == -100) | (batch["labels"] == batch["input_ids"])).all()
+    question, solution, picture = solving_sample(3)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    inputs = processor(text=[text], images=[[picture]], return_tensors="pt")
+    assert torch.allclose(inputs["pixel_values"][0, 0], pixels(picture), atol=1e-5)
+    assert BASE.replay == POLICY.samples and solution.startswith("Step 1: ")  # no solving data beyond the policy's own
+
+
+def test_shipped_checkpoints_stay_within_their_size():
+    weights = list(CHECKPOINTS.glob("*/model.safetensors"))
+    assert {path.parent.name for path in weights} == {"tiny", "tiny-policy"}
+    assert sum(path.stat().st_size for path in weights) <= 12 * 2**20
