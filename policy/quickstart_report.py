@@ -123,6 +123,8 @@ def arms_table(results: Mapping[str, Any]) -> str:
         interval = f"{percent(arm['ci95'][0])} to {percent(arm['ci95'][1])}"
         own = [percent(world["accuracy"][name]) for world in worlds.values()]
         rows.append([label, percent(arm["accuracy"]), interval, *own, arm["policy_tokens"], arm["scorer_tokens"], arm["seconds"]])
+    blind = [percent(world["blind"]) for world in worlds.values()]
+    rows.append(["text only: the commonest answer to the question", "-", "-", *blind, 0, 0, 0])
     return table(["arm", "accuracy %", "95 % interval", *worlds, "policy tokens", "scorer tokens", "seconds"], rows)
 
 

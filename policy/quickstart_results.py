@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..data_synth import judge_steps
+from ..data_synth import blind_accuracy, judge_steps
 from ..rm.answers import same_answer
 from ..rm.stats import bootstrap_ci, mcnemar, paired_bootstrap
 from ..rm.step_metrics import Judged, step_report
@@ -113,7 +113,13 @@ def summarise(problems: Sequence[Problem], arms: Arms, settings: Mapping[str, An
         mine = [i for i, p in enumerate(problems) if p.meta["world"] == world]
         own_steps, own_failed = steps_of([problems[i] for i in mine], [arms["best_of_n"][i] for i in mine])
         accuracy = {name: sum(values[i] for i in mine) / len(mine) for name, values in table.items()}
-        worlds[world] = {"problems": len(mine), "accuracy": accuracy, "steps": own_steps, "parse_failure_rate": own_failed}
+        worlds[world] = {
+            "problems": len(mine),
+            "accuracy": accuracy,
+            "steps": own_steps,
+            "parse_failure_rate": own_failed,
+            "blind": blind_accuracy([problems[i] for i in mine]),
+        }
     return {
         "problems": len(problems),
         "seed": settings["seed"],
