@@ -35,11 +35,11 @@ class Quickstart:
     temperature: float = key("sampling temperature of the policy", 0.6)
     policy: str = key("the policy: a built-in name, or a model folder", "tiny-policy")
     base: str = key("what the GM-PRM is trained from: a built-in name, or a model folder", "tiny")
-    train_problems: int = key("problems that step records are made from", 9000)
+    train_problems: int = key("problems that step records are made from", 11000)
     samples: int = key("sampled solutions for each training problem", 1)
     corruptions: int = key("corrupted solutions for each training problem", 2)
     replay: int = key("samples of the base's own training data that are mixed in", 1500)
-    learning_rate: float = key("peak learning rate", 5e-4)
+    learning_rate: float = key("peak learning rate", 8e-4)
     batch_size: int = key("records in a training step", 32)
     max_tokens: int = key("longest solution, in tokens", 160)
 

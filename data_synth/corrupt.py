@@ -20,7 +20,7 @@ def single_error(world: ModuleType, scene: Scene, rng: random.Random) -> list[st
     return world.write(scene, Misstate(rng, single=(step, fact)))
 
 
-def heavy_corruption(world: ModuleType, scene: Scene, rng: random.Random, struck: float = 0.4) -> list[str]:
+def heavy_corruption(world: ModuleType, scene: Scene, rng: random.Random, struck: float = 0.6) -> list[str]:
     """Each step is struck with probability `struck`; a struck step has each fact replaced with probability 0.5 or 0.15."""
     steps = len(right_solution(world, scene))
     rates = {i: rng.choice([0.5, 0.5, 0.15]) for i in range(steps) if rng.random() < struck}
@@ -28,7 +28,7 @@ def heavy_corruption(world: ModuleType, scene: Scene, rng: random.Random, struck
 
 
 def corrupted(
-    world: ModuleType, scene: Scene, rng: random.Random, heavy: float = 0.6, single: float = 0.2, struck: float = 0.4
+    world: ModuleType, scene: Scene, rng: random.Random, heavy: float = 0.6, single: float = 0.2, struck: float = 0.6
 ) -> list[str]:
     """A solution to be judged: heavily corrupted, with a single error, or right."""
     draw = rng.random()

@@ -29,9 +29,11 @@ def analysis(truth: StepTruth, kind: Kind, columns: bool = False) -> str:
     return f"{truth.working}; {text}" if kind == "reasoning" and truth.working else text
 
 
-def comparison(truths: list[StepTruth], columns: bool = False) -> str:
-    """Every step's claims compared with the picture and the steps before, without any verdict."""
-    return "\n".join(
-        f"Step {i}\nImage: {analysis(truth, 'perception', columns)}\nLogic: {analysis(truth, 'reasoning', columns)}"
-        for i, truth in enumerate(truths, 1)
-    )
+def comparison(truths: list[StepTruth], columns: bool = False, intents: bool = False) -> str:
+    """Every step's claims compared with the picture and the steps before, without any verdict; with `intents`, what the step does too."""
+
+    def block(number: int, truth: StepTruth) -> str:
+        intent = f"\nIntent: {truth.intent}" if intents else ""
+        return f"Step {number}{intent}\nImage: {analysis(truth, 'perception', columns)}\nLogic: {analysis(truth, 'reasoning', columns)}"
+
+    return "\n".join(block(number, truth) for number, truth in enumerate(truths, 1))

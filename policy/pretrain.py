@@ -4,8 +4,8 @@ Two checkpoints come out of one run. `tiny-policy` has seen captions and right s
 makes mistakes of every kind: it is what search improves. `tiny` goes on from there with captions and with comparing:
 given a picture and a solution, corrupted at random, it writes each claim beside its own reading. It is given no solving
 data beyond what the policy saw (a share of the very same samples is replayed so that it does not forget), so a critic
-made from it is held to the policy's own solving ability. It has never seen a verdict, an intent or a correction: those
-are what training a GM-PRM teaches.
+made from it is held to the policy's own solving ability. It has never seen a verdict or a correction: those are what
+training a GM-PRM teaches.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Stage:
     """What a stage trains on: the share of each task at its beginning and end, samples, batch size, peak learning rate.
 
     `replay` limits solving samples to those with a smaller number, so that two stages see the same ones. With `columns` comparisons
-    have claims, readings and marks in columns, in which copying the claims is learnt first.
+    have claims, readings and marks in columns, in which copying the claims is learnt first; with `intents` they name each step's intent.
     """
 
     first: dict[str, float]
@@ -46,6 +46,7 @@ class Stage:
     learning_rate: float
     replay: int | None = None
     columns: bool = False
+    intents: bool = False
 
 
 def compare_prompt(question: str, solution: str) -> str:
@@ -80,7 +81,7 @@ class Samples(Dataset):
             else:
                 steps = corrupted(world, scene, rng, heavy=0.8, single=0.12, struck=0.8)
                 prompt = compare_prompt(world.question(scene), format_solution(steps))
-                target = comparison(world.check(scene, steps), self.stage.columns)
+                target = comparison(world.check(scene, steps), self.stage.columns, self.stage.intents)
             picture = world.draw(scene, rng)
         head = self.tokenizer(f"<|user|>{IMAGE}{prompt}<|end|><|assistant|>").input_ids
         tail = self.tokenizer(f"{target}<|end|>").input_ids
@@ -184,7 +185,8 @@ COPY = Stage(
 )
 MARK = Stage(COPY.last, COPY.last, samples=48_000, learning_rate=8e-4, replay=POLICY.samples)
 LAST = {"describe": 0.08, "compare": 0.82, "solve": 0.1}
-BASE = Stage(LAST, LAST, samples=80_000, learning_rate=8e-4, replay=POLICY.samples)
+READ = Stage(LAST, LAST, samples=80_000, learning_rate=8e-4, replay=POLICY.samples)
+BASE = Stage(LAST, LAST, samples=56_000, learning_rate=8e-4, replay=POLICY.samples, intents=True)
 
 
 def main() -> None:
@@ -197,8 +199,9 @@ def main() -> None:
     start = args.out / "random"
     if not start.exists():
         build_tiny(start, seed=args.seed)
-    stages = [("tiny-policy", POLICY, "eager"), ("tiny-copy", COPY, "sdpa"), ("tiny-mark", MARK, "sdpa"), ("tiny", BASE, "sdpa")]
-    for number, (name, stage, attention) in enumerate(stages):
+    stages = {"tiny-policy": POLICY, "tiny-copy": COPY, "tiny-mark": MARK, "tiny-read": READ, "tiny": BASE}
+    for number, (name, stage) in enumerate(stages.items()):
+        attention = "eager" if stage is POLICY else "sdpa"
         run_stage(start, args.out / name, stage, args.seed + number, args.batch_size, args.save_steps, attention)
         start = args.out / name
 

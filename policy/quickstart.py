@@ -42,11 +42,11 @@ class Settings:
     temperature: float = 0.6
     policy: str = "tiny-policy"
     base: str = "tiny"
-    train_problems: int = 9000
+    train_problems: int = 11000
     samples: int = 1
     corruptions: int = 2
     replay: int = 1500
-    learning_rate: float = 5e-4
+    learning_rate: float = 8e-4
     batch_size: int = 32
     max_tokens: int = 160
 

@@ -99,15 +99,15 @@ def cpu_attention() -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
-    def attend(module: nn.Module, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **unused: Any) -> Any:
-        if unused.get("softcap") is not None or unused.get("s_aux") is not None or unused.get("position_bias") is not None:
+    def attend(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **more: Any) -> Any:
+        if any(more.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
             raise InputError(f"{type(module).__name__} needs its own attention; pass attention='eager'")
-        heads = query.shape[1] // key.shape[1]
+        groups = query.shape[1] // key.shape[1]  # grouped-query attention
         query, key, value = (x.to(torch.bfloat16) for x in (query, key, value))
-        key, value = (x.repeat_interleave(heads, dim=1) if heads > 1 else x for x in (key, value))  # grouped-query attention
+        key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
         scores = query * (query.shape[-1] ** -0.5 if scaling is None else scaling) @ key.transpose(2, 3)
-        if mask is not None:
-            scores = scores + mask[..., : key.shape[2]].to(scores.dtype)
+        if attention_mask is not None:
+            scores = scores + attention_mask[..., : key.shape[2]].to(scores.dtype)
         return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
 
     AttentionInterface.register("vlrm_cpu", attend)

@@ -30,7 +30,7 @@ def split_steps(text: str, max_steps: int = 12) -> list[Step]:
 
 def render_steps(texts: Sequence[str]) -> str:
     """Numbered `Step k: body` lines: how a critic sees every solution, whatever its own spelling was."""
-    return "\n".join(f"Step {k}: {text}" for k, text in enumerate(texts, start=1))
+    return "\n".join(f"Step {k}: {text.strip()}" for k, text in enumerate(texts, start=1))
 
 
 def prefix_before(solution: str, steps: Sequence[Step], k: int) -> str:

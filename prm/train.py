@@ -123,7 +123,7 @@ def train_gm_prm(
         raise InputError(str(error).strip().splitlines()[-1].rpartition("InputError: ")[2]) from None
     seconds, steps = time.perf_counter() - started, trainer.state.global_step
     speed = (steps - before) * _per_step(recipe) / seconds
-    logs = [log for log in trainer.state.log_history if "loss" in log or "eval_loss" in log]
+    last = {name: value for log in trainer.state.log_history for name, value in log.items() if "loss" in name or "accuracy" in name}
     summary = {
         "run": run,
         "counts": dict(found.counts),
@@ -131,7 +131,7 @@ def train_gm_prm(
         "resumed_from": before,
         "seconds": round(seconds, 1),
         "samples_per_second": round(speed, 2),
-        "metrics": {k: v for log in logs[-2:] for k, v in log.items() if "loss" in k or "accuracy" in k},
+        "metrics": last,
     }
     settings = {"words": list(recipe.words), "stop_at_first_error": recipe.stop_at_first_error, "instructions": recipe.instructions}
     settings |= {"max_tokens": collator.longest_target(found.indices), **(scorer_settings or {})}

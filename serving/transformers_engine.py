@@ -24,9 +24,10 @@ class TransformersEngine:
     """An Engine over `AutoModelForImageTextToText`.
 
     `path` is a folder or a hub name, `adapter` a LoRA folder (merged into the weights), `device` "cpu", "cuda", ... (default: the
-    GPU if there is one), `dtype` "float32", "bfloat16", ... (default: float32 on a CPU, else the checkpoint's own). At most
-    `batch_size` sequences run at a time (default: by the model's size), and fewer where their prompts and answers could
-    come to more than `max_batch_tokens`. One call at a time: an engine is not thread-safe.
+    GPU if there is one). `dtype` is "float32" (the default on a CPU), "bfloat16", "float16", "auto" (the checkpoint's own, the
+    default elsewhere) or "fast" (bfloat16 where the hardware computes it natively, else float32: on CPUs with AMX twice as
+    fast, and rounded more coarsely). At most `batch_size` sequences run at a time (default: by the model's size), and fewer
+    where their prompts and answers could come to more than `max_batch_tokens`. One call at a time: not thread-safe.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class TransformersEngine:
         from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if dtype == "fast":
+            dtype = "bfloat16" if _native_bfloat16(self.device) else "float32"
         if dtype is None:
             dtype = "float32" if self.device.type == "cpu" else "auto"
         if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise InputError(f"dtype must be float32, bfloat16, float16 or auto, got {dtype!r}")
+            raise InputError(f"dtype must be float32, bfloat16, float16, auto or fast, got {dtype!r}")
         try:
             processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
             model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -136,6 +139,9 @@ class TransformersEngine:
         options: dict[str, Any] = {"padding": True, "return_tensors": "pt", "add_special_tokens": False}
         if any(images):
             options["images"] = images
+        if self.device.type == "cpu" and self.model.dtype.itemsize < 4:
+            # A row's rounding depends on where it lies in the attention kernel's blocks: keep that the same in every batch.
+            options["pad_to_multiple_of"] = 32
         try:
             inputs = self.prompter.processor(text=list(texts), **options)
         except ValueError as error:
@@ -257,6 +263,15 @@ def default_batch_size(parameters: int, device: str) -> int:
     if parameters < 1_000_000_000:
         return 32 if device == "cpu" else 128
     return 8 if device == "cpu" else 32
+
+
+def _native_bfloat16(device: Any) -> bool:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 def _with_adapter(model: Any, adapter: str | Path) -> Any:

@@ -8,6 +8,7 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="", VLLM_NO_USAGE_STATS="1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import ctypes
 import importlib.util
 import signal
 import socket
@@ -84,6 +85,11 @@ def ask(pictures):
         return Request([{"role": "user", "content": parts}], [pictures[i] for i in images], **options)
 
     return build
+
+
+def _end_with_parent():
+    """In a new child: be told to stop when the tests are killed (prctl's PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 @pytest.fixture(scope="session")

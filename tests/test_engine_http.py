@@ -12,7 +12,6 @@ import pytest
 
 from vlrm.serving import Request, load_engine
 from vlrm.serving.http_client import _retry_after
-from vlrm.serving.tokens import align
 from vlrm.types import EngineError, InputError
 
 HELLO = Request([{"role": "user", "content": "hello"}], max_tokens=5)
@@ -237,12 +236,6 @@ def test_too_few_completions(fake):
 def test_bad_options(options):
     with pytest.raises(InputError, match="at least"):
         load_engine("http://127.0.0.1:9/v1", **options)
-
-
-def test_align():
-    assert align("a é b", [b"a", b" \xc3", b"\xa9", b"<|end|>", b" b"]) == [(0, 1), (1, 2), (2, 3), (3, 3), (3, 5)]
-    assert align("ab", [b"a", b"b.", b"cut"]) == [(0, 1), (1, 2), (2, 2)]
-    assert align("a b", [b"a", b"b"]) == [(0, 1), (1, 3)], "a piece that lost its space"
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,31 @@ def test_batch_size_does_not_matter(tiny_path, tiny_engine, ask):
     ]
 
 
+def test_models_without_a_repeatable_cache(tiny_path, tiny_engine, ask, monkeypatch):
+    """Sliding windows, recurrent layers: every row reads its own prompt, and the results are the same."""
+    monkeypatch.setattr("vlrm.serving.decoding.roomy_cache", lambda config: None)
+    requests = [ask(n=3, temperature=1.0, seed=1, max_tokens=9), ask("two", images=(1, 2), max_tokens=14, logprobs=True)]
+    plain = load_engine(tiny_path, device="cpu").generate(requests)
+    monkeypatch.undo()
+    for ours, theirs in zip(tiny_engine.generate(requests), plain, strict=True):
+        assert [completion.text for completion in ours] == [completion.text for completion in theirs]
+
+
+def test_fast_is_near_and_does_not_depend_on_the_batch(tiny_path, tiny_engine, ask):
+    fast = load_engine(tiny_path, device="cpu", dtype="fast")
+    requests = [ask(f"question {i} " * (i % 3 + 1), images=(i % 4,), n=3, temperature=1.0, seed=i, max_tokens=20) for i in range(6)]
+    together = fast.generate(requests)
+    fast.batch_size = 4
+    same = [
+        a.text == b.text for left, right in zip(together, fast.generate(requests), strict=True) for a, b in zip(left, right, strict=True)
+    ]
+    assert sum(same) >= 0.9 * len(same)
+    choices = [" Correct", " Incorrect"]
+    probes = [ask(f"question {i}", prefix="Verdict:") for i in range(4)]
+    for ours, theirs in zip(fast.choice_logprobs(probes, choices), tiny_engine.choice_logprobs(probes, choices), strict=True):
+        assert ours == pytest.approx(theirs, abs=0.3)
+
+
 def test_seeds(tiny_engine, ask):
     def texts(seed, n=4):
         return [completion.text for completion in tiny_engine.generate([ask(temperature=1.0, n=n, seed=seed)])[0]]
