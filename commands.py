@@ -42,6 +42,7 @@ class Quickstart:
     learning_rate: float = key("peak learning rate", 8e-4)
     batch_size: int = key("records in a training step", 32)
     max_tokens: int = key("longest solution, in tokens", 160)
+    no_error: str = key("Refined Best-of-N where the critic finds no error: keep, resample or random_prefix", "keep")
 
 
 def run_quickstart(settings: Quickstart) -> None:

@@ -49,6 +49,7 @@ class Settings:
     learning_rate: float = 8e-4
     batch_size: int = 32
     max_tokens: int = 160
+    no_error: str = "keep"  # Refined Best-of-N: a solution without a found error is kept, and its slot costs the policy nothing
 
 
 def run(out: str | os.PathLike[str], **settings: Any) -> dict[str, Any]:
@@ -140,6 +141,7 @@ def search_all(folder: Path, settings: Settings, problems: list[Problem]) -> dic
     own = RederiveScorer(policy)
     common: dict[str, Any] = {"n": settings.n, "seed": settings.seed}
     sampling: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    refine: dict[str, Any] = {**common, **sampling, "no_error": settings.no_error}
     greedy: dict[str, Any] = {"n": 1, "seed": 0, "temperature": 0.0, "max_tokens": settings.max_tokens}
     arms: dict[str, list[SearchResult]] = {}
 
@@ -151,9 +153,9 @@ def search_all(folder: Path, settings: Settings, problems: list[Problem]) -> dic
     arm("critic_greedy", lambda p, _: self_consistency(p, critic.engine, **greedy))
     arm("best_of_n", lambda p, pool: best_of_n(p, policy, critic, pool=pool, **common, **sampling), "majority")
     arm("weighted_best_of_n", lambda p, pool: weighted_best_of_n(p, policy, critic, pool=pool, **common, **sampling), "best_of_n")
-    arm("refined_best_of_n", lambda p, pool: refined_best_of_n(p, policy, critic, pool=pool, **common, **sampling), "best_of_n")
-    arm("no_fix", lambda p, pool: refined_best_of_n(p, policy, critic, pool=pool, fix=False, **common, **sampling), "best_of_n")
-    arm("self_critic", lambda p, pool: refined_best_of_n(p, policy, own, pool=unscored(pool), **common, **sampling), "majority")
+    arm("refined_best_of_n", lambda p, pool: refined_best_of_n(p, policy, critic, pool=pool, **refine), "best_of_n")
+    arm("no_fix", lambda p, pool: refined_best_of_n(p, policy, critic, pool=pool, fix=False, **refine), "best_of_n")
+    arm("self_critic", lambda p, pool: refined_best_of_n(p, policy, own, pool=unscored(pool), **refine), "majority")
     return arms
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import SFTTrainer
-from trl.trainer.utils import FusedCausalLMOutput
 
 from ..types import InputError
+from .cpu import add_compact_lm_head
 
 
 class CritiqueTrainer(SFTTrainer):
@@ -57,62 +53,6 @@ class CritiqueTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The finished model gets its card from `train_gm_prm`; TRL would write one at every checkpoint."""
-
-
-def add_compact_lm_head(model: nn.Module, largest_vocabulary: int = 8192) -> None:
-    """Replaces TRL's fused head on a CPU, where that computes every position in float32 (a fifth of a small model's step).
-
-    Only labelled positions are projected, in the dtype of autocast; the results and their names are TRL's. Models with a large
-    vocabulary or scaled logits keep TRL's head.
-    """
-    text_config, fused = model.config.get_text_config(), model.forward
-    scaled = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling", "num_experts")
-    if text_config.vocab_size > largest_vocabulary or any(getattr(text_config, name, None) is not None for name in scaled):
-        return
-
-    def forward(*args: Any, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        if not fused_lm_head:
-            return fused(*args, **kwargs, **({} if labels is None else {"labels": labels}))
-        kwargs.pop("num_items_in_batch", None)
-        hidden_BTH = model.base_model(*args, **kwargs).last_hidden_state[:, :-1]
-        mask_BT = labels[:, 1:] != -100
-        places_N = mask_BT.flatten().nonzero()[:, 0]
-        targets_N = labels[:, 1:].flatten()[places_N]
-        logits_NV = model.get_output_embeddings()(hidden_BTH.flatten(0, 1).index_select(0, places_N)).float()
-        nll_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
-        top1_N = logits_NV.argmax(-1) == targets_N
-
-        def spread(values_N: torch.Tensor) -> torch.Tensor:
-            return values_N.new_zeros(mask_BT.numel()).index_put((places_N,), values_N).view(mask_BT.shape)
-
-        no_entropy = torch.zeros((), dtype=logits_NV.dtype)  # costs as much as the loss and is only a log
-        return FusedCausalLMOutput(log_probs=spread(-nll_N), entropy=no_entropy, is_top1=spread(top1_N), label_mask=mask_BT)
-
-    model.forward = functools.wraps(type(model).forward)(forward)  # `generate` looks at the signature
-
-
-def cpu_attention() -> str:
-    """The name of an attention for a CPU that multiplies bfloat16 quickly, known to transformers from now on.
-
-    Eager attention without its way through float32: a quarter faster on texts of a few hundred tokens than transformers' own two.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
-
-    def attend(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **more: Any) -> Any:
-        if any(more.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
-            raise InputError(f"{type(module).__name__} needs its own attention; pass attention='eager'")
-        groups = query.shape[1] // key.shape[1]  # grouped-query attention
-        query, key, value = (x.to(torch.bfloat16) for x in (query, key, value))
-        key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
-        scores = query * (query.shape[-1] ** -0.5 if scaling is None else scaling) @ key.transpose(2, 3)
-        if attention_mask is not None:
-            scores = scores + attention_mask[..., : key.shape[2]].to(scores.dtype)
-        return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register("vlrm_cpu", attend)
-    AttentionMaskInterface.register("vlrm_cpu", eager_mask)
-    return "vlrm_cpu"
 
 
 class InOrder(Sampler):
@@ -192,22 +132,3 @@ def language_layers(model: nn.Module) -> str:
     if not leaves:
         raise InputError(f"found no linear layers in the language model of {type(model).__name__}; give lora target_modules")
     return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(leaves))})" if prefix else rf".*\.({'|'.join(sorted(leaves))})"
-
-
-def use_bf16() -> bool:
-    """Whether this machine multiplies bfloat16 matrices quickly."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def quicken_cpu() -> None:
-    """Flush denormal numbers, and let the allocator keep freed memory: fresh pages cost more than small matrix products."""
-    torch.set_flush_denormal(True)
-    if sys.platform == "linux":
-        try:
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own for large blocks
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: do not give freed memory back
-        except (OSError, AttributeError):
-            pass  # another C library: only slower

@@ -185,15 +185,18 @@ def _trainer(
     from transformers import AutoModelForImageTextToText, PrinterCallback
     from trl import SFTConfig
 
-    from .sft import CritiqueTrainer, MetricsFile, cpu_attention, freeze_vision_tower, lora_config, quicken_cpu, use_bf16
+    from . import cpu
+    from .sft import CritiqueTrainer, MetricsFile, freeze_vision_tower, lora_config
 
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
-        quicken_cpu()
-    bf16 = use_bf16() if recipe.bf16 is None else recipe.bf16
+        cpu.quicken_process()
+    bf16 = cpu.use_bf16() if recipe.bf16 is None else recipe.bf16
     dtype = recipe.dtype or ("bfloat16" if recipe.lora and bf16 else "float32")
-    attention = recipe.attention or (cpu_attention() if on_cpu and bf16 else None)
+    attention = recipe.attention or (cpu.register_attention() if on_cpu and bf16 else None)
     network = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=attention)
+    if attention == cpu.ATTENTION:
+        cpu.quicken_decoder(network)
     if recipe.freeze_vision and not recipe.lora:
         freeze_vision_tower(network)
     rounds = recipe.epochs if recipe.max_steps is None else -(-recipe.max_steps * _per_step(recipe) // len(train_rows))

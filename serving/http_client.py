@@ -16,7 +16,7 @@ LONGEST_WAIT = 60.0  # seconds between two tries, whatever a server asks for
 
 
 class Client:
-    """`with`in an event loop: `async with Client(...) as client: await client.call("GET", "/models")`.
+    """In an event loop: `async with Client(...) as client: await client.call("GET", "/models")`.
 
     Paths are relative to the base URLs; `/../tokenize` climbs out of `/v1`. Requests go round the URLs in turn. Connection
     errors, 429 and 5xx are tried again `retries` times, at the next URL, after `backoff` * 2^try seconds (jittered) or what the
@@ -41,7 +41,6 @@ class Client:
 
         limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
         timeout = httpx.Timeout(self.timeout, connect=min(10.0, self.timeout), pool=None)
-        self.gate = asyncio.Semaphore(self.concurrency)
         self.http = httpx.AsyncClient(headers=self.headers, limits=limits, timeout=timeout)
         return self
 
@@ -54,25 +53,24 @@ class Client:
 
         first = self.turn
         self.turn += 1
-        async with self.gate:
-            for attempt in range(self.retries + 1):
-                url = _join(self.urls[(first + attempt) % len(self.urls)], path)
-                wait = min(LONGEST_WAIT, self.backoff * 2**attempt) * random.uniform(0.5, 1.0)
-                try:
-                    response = await self.http.request(method, url, json=body)
-                except (httpx.TimeoutException, httpx.TransportError) as error:
-                    problem = _unreachable(url, error, self.timeout)
-                except httpx.HTTPError as error:
-                    raise EngineError(f"{url}: {error or type(error).__name__}") from error
-                else:
-                    if response.status_code == 200:
-                        return _json(url, response.text)
-                    problem = f"{url} answers {response.status_code}: {_message(response.text)}"
-                    if response.status_code != 429 and response.status_code < 500:
-                        raise _refusal(response.status_code, problem)
-                    wait = max(wait, _retry_after(response.headers.get("retry-after")))
-                if attempt < self.retries:
-                    await asyncio.sleep(wait)
+        for attempt in range(self.retries + 1):
+            url = _join(self.urls[(first + attempt) % len(self.urls)], path)
+            wait = min(LONGEST_WAIT, self.backoff * 2**attempt) * random.uniform(0.5, 1.0)
+            try:
+                response = await self.http.request(method, url, json=body)
+            except (httpx.TimeoutException, httpx.TransportError) as error:
+                problem = _unreachable(url, error, self.timeout)
+            except httpx.HTTPError as error:
+                raise EngineError(f"{url}: {error or type(error).__name__}") from error
+            else:
+                if response.status_code == 200:
+                    return _json(url, response.text)
+                problem = f"{url} answers {response.status_code}: {_message(response.text)}"
+                if response.status_code != 429 and response.status_code < 500:
+                    raise _refusal(response.status_code, problem)
+                wait = max(wait, _retry_after(response.headers.get("retry-after")))
+            if attempt < self.retries:
+                await asyncio.sleep(wait)
         tried = f" (tried {self.retries + 1} times)" if self.retries else ""
         raise EngineError(problem + tried)
 
@@ -87,9 +85,15 @@ def run(task: Callable[[], Awaitable[Any]]) -> Any:
         return pool.submit(lambda: asyncio.run(task())).result()
 
 
-async def gather(tasks: Sequence[Awaitable[Any]]) -> list[Any]:
-    """All results in order; the first failure cancels the rest."""
-    running = [asyncio.ensure_future(task) for task in tasks]
+async def gather(ask: Callable[[Any], Awaitable[Any]], items: Sequence[Any], concurrency: int) -> list[Any]:
+    """`ask(item)` for every item, in order, at most `concurrency` at a time; the first failure cancels the rest."""
+    gate = asyncio.Semaphore(concurrency)
+
+    async def one(item: Any) -> Any:
+        async with gate:
+            return await ask(item)
+
+    running = [asyncio.ensure_future(one(item)) for item in items]
     try:
         return await asyncio.gather(*running)
     finally:

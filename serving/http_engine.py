@@ -5,19 +5,21 @@ What only vLLM offers (top_k, the log-probabilities of given token ids) is used 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..types import EngineError, InputError, Usage
 from .engine import Completion, Request, Token
 from .http_client import Client, gather, run
 from .images import image_key, to_data_url
-from .prompting import CONTEXTS, MARK, as_parts, check_images, distinct, drawn, heal, next_id, separator, spread
+from .prompting import CONTEXTS, MARK, TAIL, as_parts, check_images, distinct, drawn, heal, joined, next_id, separator, spread
 from .tokens import align
 
+KEPT_IMAGES = 256
 TOP = 20  # the most log-probabilities a token that OpenAI's protocol and vLLM's default settings allow
 
 
@@ -64,12 +66,12 @@ class HTTPEngine:
 
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> list[dict[str, float]]:
         """Log-probability of each choice's first token right after the request's `prefix` (see the class about other servers)."""
-        return self._all(self._choose, requests, tuple(choices))
+        return self._all(lambda request: self._choose(request, tuple(choices)), requests)
 
     def close(self) -> None:
         """Nothing is held between calls."""
 
-    def _all(self, ask: Any, requests: Sequence[Request], *extra: Any) -> list[Any]:
+    def _all(self, ask: Callable[[Request], Any], requests: Sequence[Request]) -> list[Any]:
         for request in requests:
             check_images(request)
         if not requests:
@@ -80,7 +82,7 @@ class HTTPEngine:
             async with self.client:
                 if self.is_vllm is None:
                     await self._meet()
-                return await gather([ask(request, *extra) for request in requests])
+                return await gather(ask, requests, self.client.concurrency)
 
         with self._lock:  # the client's connections belong to one event loop at a time
             self._data_urls: dict[Any, str] = {}
@@ -90,7 +92,13 @@ class HTTPEngine:
 
     async def _meet(self) -> None:
         """Learns which model to ask for and whether the server is vLLM."""
-        url, listed = self.client.urls[0], await self.client.call("GET", "/models")
+        url = self.client.urls[0]
+        try:
+            listed = await self.client.call("GET", "/models")
+        except InputError:
+            if self.model is None:
+                raise
+            listed = {"data": [{"id": self.model}]}  # some gateways list no models
         models = listed.get("data") if isinstance(listed, dict) else None
         if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
             raise EngineError(f"{url}/models gives no list of models: {listed!r:.200}; does the URL end in /v1?")
@@ -112,7 +120,7 @@ class HTTPEngine:
 
     async def _generate(self, request: Request) -> tuple[list[Completion], Usage]:
         ids = distinct([await self._word_id(word) for word in request.track], request.track) if self.is_vllm else []
-        answer = await self._chat(self._body(request, ids))
+        answer = await self._chat(await asyncio.to_thread(self._body, request, ids))
         usage = _usage(answer)
         completions = []
         for choice in answer["choices"]:
@@ -133,7 +141,8 @@ class HTTPEngine:
         prefix, words = heal(request, choices)
         ids = distinct([await self._choice_id(prefix, word) for word in words], choices) if self.is_vllm else []
         probe = Request(request.messages, request.images, prefix, max_tokens=1, logprobs=True)
-        answer = await self._chat(self._body(probe, ids) | ({} if ids else {"top_logprobs": TOP}))
+        body = await asyncio.to_thread(self._body, probe, ids)
+        answer = await self._chat(body | ({} if ids else {"top_logprobs": TOP}))
         [entry] = _logprobs(answer["choices"][0])[:1] or [{}]
         found = _lookup(entry, words, ids)
         if not ids and len(set(map(id, found))) < len(found):
@@ -174,9 +183,14 @@ class HTTPEngine:
         return body
 
     def _image_part(self, image: Any) -> dict[str, Any]:
-        if (key := image_key(image)) not in self._data_urls:
-            self._data_urls[key] = to_data_url(image)
-        return {"type": "image_url", "image_url": {"url": self._data_urls[key]}}
+        """The picture as a data URL; the latest ones are kept, because requests that lie together often share a picture."""
+        if (url := self._data_urls.get(key := image_key(image))) is None:
+            url = to_data_url(image)
+            if len(self._data_urls) < KEPT_IMAGES:
+                self._data_urls[key] = url
+            else:
+                self._data_urls = {key: url}
+        return {"type": "image_url", "image_url": {"url": url}}
 
     async def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
         answer = await self.client.call("POST", "/chat/completions", body)
@@ -199,13 +213,11 @@ class HTTPEngine:
 
     async def _choice_id(self, prefix: str, choice: str) -> int:
         """The id of a choice's first token after the assistant's `prefix`, whose end is all that tokenizers look at."""
-        key = (prefix[-32:], choice)
+        key = (prefix[-TAIL:], choice)
         if key not in self._ids:
             found = next_id(await self._turn_ids(key[0]), await self._turn_ids(key[0] + choice))
             if found is None:
-                raise InputError(
-                    f"the tokenizer joins the choice {choice!r} with the end of the prefix {key[0]!r}; end the prefix elsewhere"
-                )
+                raise InputError(joined(choice, key[0]))
             self._ids[key] = found
         return self._ids[key]
 

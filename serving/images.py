@@ -9,7 +9,8 @@ import base64
 import io
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,51 +28,69 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image:
     Transparent parts become white. Raises InputError for a missing, truncated or unreadable file, for a picture of more
     than `max_pixels` pixels (before it is decoded), and for any other type.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
+
+    with _clear_errors(source, max_pixels):
+        picture = _open_header(source, max_pixels)
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def check_image(source: Any, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises InputError for what `open_image` refuses, as far as a file's header tells. Quick: nothing is decoded."""
+    with _clear_errors(source, max_pixels):
+        picture = _open_header(source, max_pixels)
+        if picture is not source:
+            picture.close()
+
+
+def _open_header(source: Any, max_pixels: int) -> Image:
+    from PIL import Image
 
     if isinstance(source, Image.Image):
-        what, opened = f"the {source.width}x{source.height} PIL image", source
+        picture = source
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        what, opened = f"the image given as {len(source)} bytes", io.BytesIO(source)
+        picture = Image.open(io.BytesIO(source))
     elif isinstance(source, (str, os.PathLike)):
-        what, opened = f"image {os.fspath(source)!r}", Path(source)
-        if not opened.is_file():
-            missing = "is a folder" if opened.is_dir() else "does not exist"
-            raise InputError(f"{what} {missing}; give the path of an image file")
+        path = Path(source)
+        if not path.is_file():
+            raise InputError(f"{_name(source)} {'is a folder' if path.is_dir() else 'does not exist'}; give the path of an image file")
+        picture = Image.open(path)
     else:
         raise InputError(f"an image must be a path, a PIL image or bytes, got {type(source).__name__}")
+    if picture.width * picture.height > max_pixels:
+        size = f"{picture.width}x{picture.height}"
+        raise InputError(f"{_name(source)} has {size} pixels, more than the limit of {max_pixels:,}; make it smaller first")
+    return picture
+
+
+@contextmanager
+def _clear_errors(source: Any, max_pixels: int) -> Iterator[None]:
+    """Everything that Pillow raises on bad data as one line that names the picture."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
-            picture = opened if isinstance(opened, Image.Image) else Image.open(opened)
-        if picture.width * picture.height > max_pixels:
-            raise InputError(
-                f"{what} has {picture.width}x{picture.height} pixels, more than the limit of {max_pixels:,}; make it smaller first"
-            )
-        return _to_rgb(picture)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            yield
     except Image.DecompressionBombError as error:
-        raise InputError(f"{what} has more than the limit of {max_pixels:,} pixels; make it smaller first") from error
+        raise InputError(f"{_name(source)} has more pixels than the limit of {max_pixels:,}; make it smaller first") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{what} is not an image that Pillow can read; convert it to PNG or JPEG") from error
+        raise InputError(f"{_name(source)} is not an image that Pillow can read; convert it to PNG or JPEG") from error
     except InputError:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError) as error:
-        # Pillow's decoders raise all of these on damaged data.
-        raise InputError(f"{what} is truncated or damaged ({error}); replace the file") from error
+        raise InputError(f"{_name(source)} is truncated or damaged ({error}); replace the file") from error
 
 
-def _to_rgb(picture: Image) -> Image:
-    from PIL import Image, ImageOps
-
-    picture.load()
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "RGB":
-        return picture
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+def _name(source: Any) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return f"image {os.fspath(source)!r}"
+    return f"the image given as {len(source)} bytes" if isinstance(source, (bytes, bytearray, memoryview)) else "the PIL image"
 
 
 def image_key(source: Any) -> Any:

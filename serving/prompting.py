@@ -8,8 +8,10 @@ from typing import Any
 
 from ..types import InputError
 from .engine import Request
+from .images import check_image
 
 MARK = "vlrm-mark"
+TAIL = 64  # characters before a place that can bear on how the tokenizer reads what follows
 # Texts after which a tracked word's first token is looked up, best first: the tokenizer must not join their end with the word.
 CONTEXTS = (":", "a", "\n", "")
 
@@ -23,17 +25,23 @@ def as_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
         for part in parts:
-            if part.get("type") not in ("text", "image") or (part["type"] == "text" and not isinstance(part.get("text"), str)):
+            if (
+                not isinstance(part, Mapping)
+                or part.get("type") not in ("text", "image")
+                or (part["type"] == "text" and not isinstance(part.get("text"), str))
+            ):
                 raise InputError(f'a content part must be {{"type": "text", "text": ...}} or {{"type": "image"}}, got {part!r:.200}')
         result.append({"role": message["role"], "content": parts})
     return result
 
 
 def check_images(request: Request) -> None:
-    """Raises InputError unless the messages have one image part for every image."""
+    """Raises InputError unless the messages have one image part for every image, and every image can be opened."""
     parts = sum(part["type"] == "image" for message in as_parts(request.messages) for part in message["content"])
     if parts != len(request.images):
         raise InputError(f"the messages have {parts} image parts but the request has {len(request.images)} images; give one part for each")
+    for image in request.images:
+        check_image(image)
 
 
 class Prompter:
@@ -44,6 +52,7 @@ class Prompter:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         if getattr(processor, "chat_template", None) is None:
             raise InputError(f"{path} has no chat template; add a chat_template.jinja to it or choose an instruction-tuned model")
+        self._known: dict[tuple[str | None, str], int] = {}
         # What the template puts between the generation prompt and the assistant's own first word ("Assistant:" + " ").
         turn = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
         opened = self._render(turn, add_generation_prompt=True)
@@ -68,24 +77,28 @@ class Prompter:
     def choice_ids(self, text: str, choices: Sequence[str]) -> list[int]:
         """The id of each choice's first token right after `text`. Raises InputError where two are the same, or where the
         tokenizer would merge the end of `text` into the choice (there the model never sees that place)."""
-        before, ids = self.ids(text), []
+        tail = text[-TAIL:]
         for choice in choices:
-            if (id := next_id(before, self.ids(text + choice))) is None:
-                raise InputError(
-                    f"the tokenizer joins the choice {choice!r} with the end of the prefix {text[-20:]!r}; end the prefix elsewhere"
-                )
-            ids.append(id)
-        return distinct(ids, choices)
+            if (tail, choice) not in self._known:
+                if (id := next_id(self.ids(tail), self.ids(tail + choice))) is None:
+                    raise InputError(joined(choice, tail))
+                self._known[tail, choice] = id
+        return distinct([self._known[tail, choice] for choice in choices], choices)
 
     def track_ids(self, words: Sequence[str]) -> list[int]:
         """The id of each tracked word's first token, as it stands after other text."""
-        ids = []
         for word in words:
-            found = (next_id(self.ids(context), self.ids(context + word)) for context in CONTEXTS)
-            if (id := next((id for id in found if id is not None), None)) is None:
-                raise InputError(f"the tokenizer gives no token for the tracked word {word!r}; choose another")
-            ids.append(id)
-        return distinct(ids, words)
+            if (None, word) not in self._known:
+                found = (next_id(self.ids(context), self.ids(context + word)) for context in CONTEXTS)
+                if (id := next((id for id in found if id is not None), None)) is None:
+                    raise InputError(f"the tokenizer gives no token for the tracked word {word!r}; choose another")
+                self._known[None, word] = id
+        return distinct([self._known[None, word] for word in words], words)
+
+
+def joined(choice: str, tail: str) -> str:
+    """What to say where the tokenizer joins a choice with the end of the prefix."""
+    return f"the tokenizer joins the choice {choice!r} with the end of the prefix {tail!r}; end the prefix elsewhere"
 
 
 def separator(opened: str, answered: str) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..types import InputError, Usage
+from ..types import EngineError, InputError, Usage
 from .engine import Completion, Request, Token
 from .images import open_images
 from .prompting import Prompter, drawn, heal
@@ -87,8 +88,9 @@ class TransformersEngine:
         results: list[list[Completion | None]] = [[None] * drawn(request) for request in requests]
         seeds = [secrets.randbits(62) if request.seed is None else request.seed for request in requests]
         prompt_tokens = [0] * len(requests)
-        for batch in self._batches(requests, texts):
-            self._generate_batch(requests, texts, seeds, batch, results, prompt_tokens)
+        with self._enough_memory():
+            for batch in self._batches(requests, texts):
+                self._generate_batch(requests, texts, seeds, batch, results, prompt_tokens)
         written = sum(completion.completion_tokens for group in results for completion in group)
         self.usage += Usage(sum(prompt_tokens), written, sum(map(len, results)), time.perf_counter() - started)
         return [group * (request.n // len(group)) for request, group in zip(requests, results, strict=True)]
@@ -107,7 +109,8 @@ class TransformersEngine:
         for batch in self._batches(requests, texts):
             order = [index for index, _ in batch]
             inputs = self._inputs([texts[index] for index in order], [requests[index] for index in order])
-            logprobs_BV = self._next_logprobs(inputs)
+            with self._enough_memory():
+                logprobs_BV = self._next_logprobs(inputs)
             for row, index in enumerate(order):
                 values = logprobs_BV[row, choice_ids[index]].tolist()
                 results[index] = dict(zip(choices, values, strict=True))
@@ -118,6 +121,17 @@ class TransformersEngine:
     def close(self) -> None:
         """Gives the model's memory back; the engine cannot be used afterwards."""
         self.model = None
+
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        import torch
+
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise EngineError(
+                f"{self.name} ran out of GPU memory; give a batch_size below {self.batch_size} or a smaller max_tokens"
+            ) from error
 
     def _batches(self, requests: Sequence[Request], texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Lists of (request, sample) rows: prompts of like length together, the samples of a request side by side."""

@@ -20,6 +20,7 @@ from .images import open_images
 from .prompting import Prompter, drawn, heal, spread
 from .tokens import TokenBytes
 
+CHUNK = 1024  # requests handed to vLLM at a time
 TOP = 20  # likeliest tokens asked for where this vLLM cannot return chosen ids; more needs max_logprobs=
 
 
@@ -95,6 +96,9 @@ class VLLMEngine:
             llm.llm_engine.engine_core.shutdown()
 
     def _run(self, requests: Sequence[Request], ids: Sequence[Sequence[int]]) -> list[Any]:
+        if len(requests) > CHUNK:  # the pictures of all requests might not fit in memory
+            parts = range(0, len(requests), CHUNK)
+            return [output for at in parts for output in self._run(requests[at : at + CHUNK], ids[at : at + CHUNK])]
         if not requests:
             return []
         texts = [self.prompter.text(request) for request in requests]

@@ -160,7 +160,7 @@ def vllm_server(needs_vllm, tiny_path, tiny_adapter, tmp_path_factory):
     try:
         import httpx
 
-        deadline = time.time() + 240
+        deadline = time.time() + 500
         while True:
             if server.poll() is not None or time.time() > deadline:
                 pytest.fail("vllm serve did not come up:\n" + log.read_text()[-3000:])

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from vlrm.serving import load_engine
-from vlrm.types import InputError
+from vlrm.types import EngineError, InputError
 
 torch = pytest.importorskip("torch")
 
@@ -160,6 +160,19 @@ def test_prefix_goes_on_from_its_last_character(tiny_engine, ask):
     assert not rest.text.startswith(whole.text[:half])
 
 
+def test_a_templates_own_space_is_written_once(tiny_path, ask):
+    from transformers import AutoProcessor
+
+    from vlrm.serving.prompting import Prompter
+
+    processor = AutoProcessor.from_pretrained(tiny_path)
+    turn = "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}{{ p['text'] or '<image>' }}{% endfor %};{% endfor %}"
+    processor.chat_template = turn + "{% if add_generation_prompt %}assistant:{% endif %}"
+    prompter = Prompter(processor, "x")
+    assert prompter.text(ask("q")) == "user: <image>q;assistant:"
+    assert prompter.text(ask("q", prefix="Step")) == prompter.text(ask("q", prefix=" Step")) == "user: <image>q;assistant: Step"
+
+
 def test_choice_logprobs(tiny_engine, ask):
     requests = [ask(prefix="Verdict:"), ask("A much longer question. " * 5, prefix="Step 1: ok. Verdict:", images=(0, 1))]
     results = tiny_engine.choice_logprobs(requests, [" Correct", " Incorrect"])
@@ -179,6 +192,22 @@ def test_a_space_before_the_choice_belongs_to_it(tiny_engine, ask):
 def test_choices_must_differ_at_their_first_token(tiny_engine, ask):
     with pytest.raises(InputError, match=r"' Correct one'.*' Correct two'"):
         tiny_engine.choice_logprobs([ask(prefix="Verdict:")], [" Correct one", " Correct two"])
+
+
+def test_out_of_memory_says_what_to_lower(tiny_path, ask, monkeypatch):
+    engine = load_engine(tiny_path, device="cpu", batch_size=7)
+
+    def fail(**options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine.model, "generate", fail)
+    with pytest.raises(EngineError, match="batch_size below 7"):
+        engine.generate([ask()])
+
+
+def test_a_choice_that_the_tokenizer_joins_with_the_prefix(tiny_engine, ask):
+    with pytest.raises(InputError, match="joins the choice 'rect' with the end of the prefix"):
+        tiny_engine.choice_logprobs([ask(prefix="Verdict: Cor")], ["rect", " no"])
 
 
 def test_usage_counts_prompts_once(tiny_engine, ask):

@@ -10,7 +10,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from vlrm.serving.images import open_image, open_images, to_data_url
+from vlrm.serving.images import check_image, open_image, open_images, to_data_url
 from vlrm.types import InputError
 
 
@@ -66,6 +66,17 @@ def test_truncated_files(picture, format):
             open_image(whole[:length])
 
 
+def test_headers_are_checked_without_decoding(picture, tmp_path, monkeypatch):
+    whole = png(picture)
+    (tmp_path / "a.png").write_bytes(whole)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
+    for source in (whole, whole[: len(whole) // 2], tmp_path / "a.png", picture):
+        check_image(source)
+    for source, message in ((b"text", "not an image"), (tmp_path / "none.png", "does not exist"), (None, "got NoneType")):
+        with pytest.raises(InputError, match=message):
+            check_image(source)
+
+
 def test_damaged_data(picture):
     whole = bytearray(png(picture))
     whole[60:80] = bytes(20)
@@ -92,8 +103,9 @@ def test_bombs_are_refused_before_decoding(tmp_path, monkeypatch, size):
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     (tmp_path / "bomb.png").write_bytes(data)
     for source in (data, tmp_path / "bomb.png"):
-        with pytest.raises(InputError, match="50,000,000"):
-            open_image(source)
+        for look in (open_image, check_image):
+            with pytest.raises(InputError, match="50,000,000"):
+                look(source)
 
 
 def test_the_limit_is_an_argument(picture):

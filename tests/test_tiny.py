@@ -33,12 +33,12 @@ def test_words_of_the_worlds_and_verdicts_are_single_tokens(processor):
         assert len(processor.tokenizer(word).input_ids) == 1
 
 
-def test_tokenizer_is_the_same_each_time_and_the_one_shipped():
-    assert build_tokenizer().get_vocab() == build_tokenizer().get_vocab()
-    if (CHECKPOINTS / "tiny" / "tokenizer.json").exists():
-        from transformers import AutoTokenizer
+def test_tokenizer_is_the_same_each_time_and_the_one_shipped(processor):
+    from transformers import AutoTokenizer
 
-        assert AutoTokenizer.from_pretrained(CHECKPOINTS / "tiny").get_vocab() == build_tokenizer().get_vocab()
+    assert build_tokenizer().get_vocab() == build_tokenizer().get_vocab()
+    for name in ("tiny", "tiny-policy"):
+        assert AutoTokenizer.from_pretrained(CHECKPOINTS / name).get_vocab() == processor.tokenizer.get_vocab()
 
 
 def test_pretraining_samples_repeat_and_match_the_processor(processor):

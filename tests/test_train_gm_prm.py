@@ -14,11 +14,12 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from vlrm.policy.tiny import build_tiny
+from vlrm.prm import cpu
 from vlrm.prm.collate import Collator, Joined, TargetStyle, batch_order, open_records, picture_size, survey
 from vlrm.prm.critique import StepCritique
 from vlrm.prm.gm_prm import GMPRM
 from vlrm.prm.records import StepRecord
-from vlrm.prm.sft import CritiqueTrainer, cpu_attention, freeze_vision_tower, language_layers, last_complete_checkpoint
+from vlrm.prm.sft import CritiqueTrainer, freeze_vision_tower, language_layers, last_complete_checkpoint
 from vlrm.prm.train import train_gm_prm
 from vlrm.rm.load import load_scorer
 from vlrm.types import InputError, Problem, Sample
@@ -170,14 +171,29 @@ def test_weights_multiply_the_tokens_loss(processor, trainers):
     assert 0 <= ours._metrics["train"]["verdict_accuracy"][-1] <= 1 and "entropy" not in ours._metrics["train"]
 
 
-def test_the_quick_attention_is_attention(tiny, processor):
-    inputs = {name: value for name, value in collate(processor).items() if name not in ("labels", "loss_weights")}
-    logits = []
-    for attention in ("eager", cpu_attention()):
-        model = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32, attn_implementation=attention).eval()
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            logits.append(model(**inputs).logits[inputs["attention_mask"].bool()])
-    assert (logits[0] - logits[1]).abs().max() < 0.02 * logits[0].abs().max()
+def test_the_quick_decoder_is_the_decoder(tiny, processor):
+    """Attention, norms and positions for CPUs give what transformers' own give, up to bfloat16, gradients included."""
+    batch = {name: value for name, value in collate(processor).items() if name != "loss_weights"}
+    results = []
+    for quick in (False, True):
+        options = {"attn_implementation": cpu.register_attention() if quick else "eager"}
+        model = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32, **options)
+        if quick:
+            cpu.quicken_decoder(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(**batch)
+        output.loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append((output.logits[batch["attention_mask"].bool()], gradients))
+    for usual, quick in zip(*results, strict=True):
+        assert (usual - quick).norm() < 0.03 * usual.norm()
+
+
+def test_rms_norm_and_its_gradient():
+    x, weight = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True), torch.randn(8, dtype=torch.float64, requires_grad=True)
+    expected = torch.nn.functional.rms_norm(x, (8,), weight, 1e-6)
+    assert torch.allclose(cpu.RMSNorm.apply(x, weight, 1e-6), expected)
+    assert torch.autograd.gradcheck(lambda x, weight: cpu.RMSNorm.apply(x, weight, 1e-6), (x, weight))
 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=60), st.integers(1, 7), st.integers(1, 3), st.integers(0, 9))
