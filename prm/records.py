@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..rm.rows import read_rows
 from ..types import InputError, Problem
 from .critique import Critique, StepCritique
 from .steps import MARKER
@@ -157,7 +158,7 @@ def read_records(path: str | os.PathLike[str], image_root: str | os.PathLike[str
         raise InputError(f"{path}: no such file; give a .jsonl or .parquet file of step records")
     root = Path(image_root) if image_root is not None else path.parent
     records, seen = [], set()
-    for line, row in _rows(path):
+    for line, row in read_rows(path, "step records"):
         with located(path, line):
             record = record_from_row(row, default_id=f"{path.stem}-{line}", image_root=root)
             if record.id in seen:
@@ -176,33 +177,6 @@ def located(path: str | os.PathLike[str], line: int) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{path}, line {line}: {error}") from None
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
-            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-        except pyarrow.ArrowException as error:
-            raise InputError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); write it again") from None
-        return
-    if path.suffix not in (".jsonl", ".json"):
-        raise InputError(f"{path}: step records are read from .jsonl, .json or .parquet files")
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    lines = [(1, text)] if path.suffix == ".json" else list(enumerate(text.splitlines(), start=1))
-    for line, content in lines:
-        if not content.strip():
-            continue
-        try:
-            value = json.loads(content)
-        except ValueError as error:
-            raise InputError(f"{path}, line {line}: not valid JSON ({error}); write one object on each line") from None
-        for number, row in enumerate(value, start=1) if isinstance(value, list) else [(line, value)]:
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
-            yield number, row
 
 
 def record_from_row(row: Mapping[str, Any], default_id: str, image_root: str | os.PathLike[str] = ".") -> StepRecord:
