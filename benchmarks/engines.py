@@ -29,6 +29,7 @@ from vlrm import Sample, load_engine, load_scorer
 from vlrm.data_synth import WORLDS, make_problems
 from vlrm.policy import sample_pool
 from vlrm.policy.sampling import policy_messages
+from vlrm.rm.load import read_card
 from vlrm.serving.engine import Engine, Request
 
 
@@ -170,7 +171,7 @@ def measure(
     engine.close()
 
     with vllm_server(args.scorer) as url:
-        remote = load_scorer(url)
+        remote = load_scorer(url, **read_card(args.scorer)["settings"])
         step_scores(remote, samples)
         scores["http"], seconds["http"] = step_scores(remote, samples)
         answers["http"] = greedy_answers(remote.engine, problems)
