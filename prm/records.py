@@ -13,6 +13,10 @@ Columns (only `question`, `steps` and one source of labels are required):
     critiques    list[dict]   per step: intent, image_analysis, image_ok, logic_analysis, logic_ok, ok
     first_error  int or null  0-based; derived from the critiques when absent
     correction   str or null  the text that should stand in place of the first wrong step
+    kinds        list         per step "perception", "reasoning" or null: the section it stands in
+    mc_counts    list         per step [continuations that reached the gold answer, continuations], or null where none were made
+    labels       list         per step the training target of a labelling rule: 1, 0, or between them; null is not trained on
+    meta         dict         how the labels came about (engine, seeds, rule, tokens spent); travels along, in parquet as JSON text
 
 Critiques may also be nested as `step_intent`, `image_alignment` / `reasoning_logic` = {"analysis", "judgment"}, `judgment`, and
 `step_refinement`. Other columns are ignored.
@@ -28,12 +32,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..rm.rows import read_rows
-from ..types import InputError, Problem
+from ..types import InputError, Kind, Problem
 from .critique import Critique, StepCritique
 from .steps import MARKER
 
@@ -53,6 +57,10 @@ class StepRecord:
     critiques: tuple[StepCritique, ...] | None = None
     first_error: int | None = None
     correction: str | None = None
+    kinds: tuple[Kind | None, ...] | None = None
+    mc_counts: tuple[tuple[int, int] | None, ...] | None = None
+    labels: tuple[float | None, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         Problem(self.id, self.question, self.images, self.answer)  # the same rules, the same messages
@@ -64,13 +72,20 @@ class StepRecord:
                 raise InputError(f"{name}: column steps: step {index + 1} must be a string, got {step!r:.80}")
         if not any(step.strip() for step in self.steps):
             raise InputError(f"{name}: column steps holds no text")
-        for column in ("mc_scores", "judge", "critiques"):
+        for column in ("mc_scores", "judge", "critiques", "kinds", "mc_counts", "labels"):
             values = getattr(self, column)
             if values is not None and len(values) != len(self.steps):
                 raise InputError(f"{name}: column {column} has {len(values)} entries for {len(self.steps)} steps; give one for each step")
-        for score in self.mc_scores or ():
-            if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
-                raise InputError(f"{name}: column mc_scores must hold numbers between 0 and 1, got {score!r}")
+        for column, scores in (("mc_scores", self.mc_scores), ("labels", [label for label in self.labels or () if label is not None])):
+            for score in scores or ():
+                if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
+                    raise InputError(f"{name}: column {column} must hold numbers between 0 and 1, got {score!r}")
+        for kind in self.kinds or ():
+            if kind not in ("perception", "reasoning", None):
+                raise InputError(f'{name}: column kinds must hold "perception", "reasoning" or null, got {kind!r}')
+        for counts in self.mc_counts or ():
+            if counts is not None and not (len(counts) == 2 and 0 <= counts[0] <= counts[1]):
+                raise InputError(f"{name}: column mc_counts must hold [right, all] or null for each step, got {counts!r}")
         if self.correction is not None and not isinstance(self.correction, str):
             raise InputError(f"{name}: column correction must be a string or null, got {type(self.correction).__name__}")
         first, judged = self.first_error, self.critiques and first_false([c.ok for c in self.critiques])
@@ -211,6 +226,10 @@ def record_from_row(row: Mapping[str, Any], default_id: str, image_root: str | o
         critiques=critiques,
         first_error=row.get("first_error"),
         correction=correction,
+        kinds=_optional(row, name, "kinds"),
+        mc_counts=_mc_counts(row, name),
+        labels=_optional(row, name, "labels"),
+        meta=_meta(row.get("meta"), name),
     )
 
 
@@ -218,6 +237,27 @@ def _list(value: Any, name: str, column: str) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
         raise InputError(f"{name}: column {column} must be a list with one entry for each step, got {type(value).__name__}")
     return value
+
+
+def _optional(row: Mapping[str, Any], name: str, column: str) -> tuple[Any, ...] | None:
+    return None if row.get(column) is None else tuple(_list(row[column], name, column))
+
+
+def _mc_counts(row: Mapping[str, Any], name: str) -> tuple[tuple[int, int] | None, ...] | None:
+    entries = _optional(row, name, "mc_counts")
+    for entry in entries or ():
+        if entry is not None and not (isinstance(entry, (list, tuple)) and len(entry) == 2 and all(isinstance(n, int) for n in entry)):
+            raise InputError(f"{name}: column mc_counts must hold [right, all] or null for each step, got {entry!r}")
+    return None if entries is None else tuple(entry and (entry[0], entry[1]) for entry in entries)
+
+
+def _meta(value: Any, name: str) -> Mapping[str, Any]:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if value is not None and not isinstance(value, Mapping):
+        raise InputError(f"{name}: column meta must be an object, got {type(value).__name__}")
+    return value or {}
 
 
 def _json_list(text: str, name: str) -> Any:
@@ -313,8 +353,10 @@ def write_records(path: str | os.PathLike[str], records: Iterable[StepRecord]) -
 
 def _plain(record: StepRecord) -> dict[str, Any]:
     row = {**vars(record), "steps": list(record.steps)}
-    for column in ("mc_scores", "judge"):
+    for column in ("mc_scores", "judge", "kinds", "labels"):
         row[column] = None if row[column] is None else list(row[column])
+    row["mc_counts"] = None if record.mc_counts is None else [counts and list(counts) for counts in record.mc_counts]
+    row["meta"] = dict(record.meta)
     row["critiques"] = None if record.critiques is None else [vars(critique) for critique in record.critiques]
     return row
 
@@ -362,6 +404,11 @@ def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
             "critiques": pa.list_(critique),
             "first_error": pa.int64(),
             "correction": pa.string(),
+            "kinds": pa.list_(pa.string()),
+            "mc_counts": pa.list_(pa.list_(pa.int64())),
+            "labels": pa.list_(pa.float64()),
+            "meta": pa.string(),
         }
     )
+    rows = [{**row, "meta": json.dumps(row["meta"], ensure_ascii=False)} for row in rows]
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")

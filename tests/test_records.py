@@ -34,12 +34,13 @@ def test_round_trip(tmp_path, picture, suffix):
         make(id="a", images=(str(picture),), first_error=1, source="here"),
         make(id="b", images=(Image.new("RGB", (4, 4)), picture.read_bytes()), critiques=None, correction=None, mc_scores=(1.0, 0.5, 0.0)),
         make(id="c", answer=None, critiques=None, correction=None, judge=(True, True, False)),
+        make(id="d", kinds=("perception", None, "reasoning"), mc_counts=((4, 4), (0, 4), None), labels=(1.0, 0.0, None), meta={"seed": 3}),
     ]  # fmt: skip
     path = tmp_path / f"sub/records.{suffix}"
-    assert write_records(path, records) == 3
+    assert write_records(path, records) == 4
     back = read_records(path)
     assert [vars(r) | {"images": ()} for r in back] == [vars(r) | {"images": ()} for r in records]
-    assert [len(r.images) for r in back] == [1, 2, 0] and Path(back[0].images[0]).samefile(picture)
+    assert [len(r.images) for r in back] == [1, 2, 0, 0] and Path(back[0].images[0]).samefile(picture)
     if suffix == "parquet":
         assert back[1].images[1] == picture.read_bytes() and back[1].images[0][:4] == b"\x89PNG"
     assert not [p for p in path.parent.iterdir() if "tmp" in p.name]
@@ -133,6 +134,11 @@ GOOD = {"id": "x", "question": "Q?", "steps": ["one", "two"], "mc_scores": [1, 0
         ({"critiques": [{"ok": True}, {"ok": "maybe"}]}, "entry 2: unknown verdict 'maybe'"),
         ({"first_error": 2}, "column first_error must be a step index from 0 to 1"),
         ({"critiques": [{"ok": True}, {"ok": False}], "first_error": 0}, "the first step judged wrong in column critiques is 1"),
+        ({"labels": [1, 2]}, "column labels must hold numbers between 0 and 1"),
+        ({"kinds": ["visual", None]}, "column kinds must hold"),
+        ({"mc_counts": [[1, 1], [2, 1]]}, "column mc_counts must hold [right, all]"),
+        ({"mc_counts": [[1, 1], 1]}, "column mc_counts must hold [right, all]"),
+        ({"meta": "x"}, "column meta must be an object"),
         ({"correction": 5}, "column correction must be a string"),
     ],
 )
