@@ -11,8 +11,11 @@ training a GM-PRM teaches.
 from __future__ import annotations
 
 import argparse
+import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +137,11 @@ class InOrder(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def run_stage(start: Path, out: Path, stage: Stage, seed: int, batch_size: int, save_steps: int, attention: str) -> None:
-    """Trains from the checkpoint `start` and writes `out` as bfloat16. A killed run goes on from its last save.
+def run_stage(start: Path, out: Path, stage: Stage, seed: int, batch_size: int, save_steps: int, attention: str) -> dict[str, Any]:
+    """Trains from the checkpoint `start`, writes `out` as bfloat16 and tells what it took. A killed run goes on from its last save.
 
     `attention` is the quicker of transformers' implementations at the stage's lengths on a CPU.
     """
-    if (out / "model.safetensors").exists():
-        return
     set_seed(seed)
     torch.set_flush_denormal(True)
     processor = AutoProcessor.from_pretrained(start)
@@ -168,10 +169,21 @@ def run_stage(start: Path, out: Path, stage: Stage, seed: int, batch_size: int, 
     )
     data = Samples(stage, batch_size, seed, processor.tokenizer)
     trainer = InOrder(model=model, args=arguments, train_dataset=data, data_collator=collate)
-    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    resumed = any(work.glob("checkpoint-*"))
+    seconds = trainer.train(resume_from_checkpoint=resumed or None).metrics["train_runtime"]
     model.config.use_cache = True  # the trainer switches it off
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)
+    return {"samples": stage.samples, "seconds": round(seconds), "resumed": resumed}  # a resumed stage has the seconds since
+
+
+def note(folder: Path, command: str, name: str, stage: dict[str, Any]) -> None:
+    """Adds a finished stage to `built.json`, which tells how the checkpoints came about."""
+    path = folder / "built.json"
+    built = json.loads(path.read_text()) if path.exists() else {"stages": {}}
+    built |= {"command": command, "torch": torch.__version__, "transformers": version("transformers"), "threads": torch.get_num_threads()}
+    built["stages"][name] = stage
+    path.write_text(json.dumps(built, indent=1) + "\n")
 
 
 POLICY = Stage({"describe": 0.9, "solve": 0.1}, {"describe": 0.2, "solve": 0.8}, samples=80_000, learning_rate=2e-3)
@@ -187,23 +199,31 @@ MARK = Stage(COPY.last, COPY.last, samples=48_000, learning_rate=8e-4, replay=PO
 LAST = {"describe": 0.08, "compare": 0.82, "solve": 0.1}
 READ = Stage(LAST, LAST, samples=80_000, learning_rate=8e-4, replay=POLICY.samples)
 BASE = Stage(LAST, LAST, samples=56_000, learning_rate=8e-4, replay=POLICY.samples, intents=True)
+STAGES = {"tiny-policy": POLICY, "tiny-copy": COPY, "tiny-mark": MARK, "tiny-read": READ, "tiny": BASE}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--save-steps", type=int, default=1000)
-    args = parser.parse_args()
+    parser.add_argument("--card-pictures", type=int, default=300, help="pictures of each world that the card is measured on")
+    args = parser.parse_args(arguments)
     start = args.out / "random"
     if not start.exists():
         build_tiny(start, seed=args.seed)
-    stages = {"tiny-policy": POLICY, "tiny-copy": COPY, "tiny-mark": MARK, "tiny-read": READ, "tiny": BASE}
-    for number, (name, stage) in enumerate(stages.items()):
+    command = f"python -m vlrm.policy.pretrain --out DIR --seed {args.seed} --batch-size {args.batch_size}"
+    for number, (name, stage) in enumerate(STAGES.items()):
         attention = "eager" if stage is POLICY else "sdpa"
-        run_stage(start, args.out / name, stage, args.seed + number, args.batch_size, args.save_steps, attention)
+        if not (args.out / name / "model.safetensors").exists():
+            took = run_stage(start, args.out / name, stage, args.seed + number, args.batch_size, args.save_steps, attention)
+            note(args.out, command, name, took)
         start = args.out / name
+
+    from .tiny_card import write_card
+
+    write_card(args.out, args.card_pictures)
 
 
 if __name__ == "__main__":

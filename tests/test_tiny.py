@@ -62,3 +62,32 @@ def test_shipped_checkpoints_stay_within_their_size():
     weights = list(CHECKPOINTS.glob("*/model.safetensors"))
     assert {path.parent.name for path in weights} == {"tiny", "tiny-policy"}
     assert sum(path.stat().st_size for path in weights) <= 12 * 2**20
+
+
+def test_pretraining_and_its_card(tmp_path, monkeypatch):
+    """The whole way of pretraining, with eight samples a stage; a second run makes nothing again."""
+    import json
+    from dataclasses import replace
+
+    from vlrm.policy import pretrain
+
+    monkeypatch.setattr(pretrain, "STAGES", {name: replace(stage, samples=8) for name, stage in pretrain.STAGES.items()})
+    arguments = ["--out", str(tmp_path), "--batch-size", "4", "--card-pictures", "2"]
+    pretrain.main(arguments)
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert list(card["built"]["stages"]) == list(pretrain.STAGES) and card["built"]["stages"]["tiny"]["samples"] == 8
+    assert len(card["rows"]) == 3 * (3 + 5) and "| tiny | comparing |" in (tmp_path / "README.md").read_text()
+    written = (tmp_path / "tiny" / "model.safetensors").stat().st_mtime_ns
+    pretrain.main(arguments)
+    assert (tmp_path / "tiny" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_card_of_the_shipped_checkpoints(tmp_path):
+    from vlrm.policy.tiny_card import lines_right, measure, outside
+
+    rows = measure(CHECKPOINTS / "tiny-policy", False, 6, 0)
+    captions = [row["share"] for row in rows if row["task"] == "captions"]
+    assert len(rows) == 9 and min(captions) > 0.3  # it can see
+    assert lines_right("a\nb\nX", "a\nb\nc") == 2 / 3 and lines_right("a", "Image: x no\nImage: y", "Image: ", holding=" no") == 0
+    moved = [{**rows[0], "ci95": [rows[0]["share"] + 0.01, 1.0]}, *rows[1:]]
+    assert outside({"rows": rows}, {"rows": rows}) == [] and len(outside({"rows": rows}, {"rows": moved})) == 1

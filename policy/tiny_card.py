@@ -1,0 +1,162 @@
+"""What the tiny checkpoints can do, measured: `python -m vlrm.policy.tiny_card DIR`.
+
+DIR is the folder that `python -m vlrm.policy.pretrain` wrote, or the shipped `policy/checkpoints`. Writes the figures with their
+intervals into DIR/card.json and, as a table, into DIR/README.md. `--against CARD.json` tells which figures lie within the
+intervals of another build's card; the exit code is 1 where one does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data_synth.corrupt import corrupted
+from ..data_synth.teacher import comparison
+from ..data_synth.worlds import WORLDS, sample_scene
+from ..data_synth.worlds.base import answer_of, format_solution, right_solution
+from ..rm.answers import extract_answer, same_answer
+from ..rm.stats import bootstrap_ci
+from ..serving import load_engine
+from ..serving.engine import Engine, Request
+from .pretrain import COMPARE, DESCRIBE
+from .tiny import CHECKPOINTS
+
+TABLE = re.compile(r"(<!-- card -->\n).*?(<!-- /card -->)", re.DOTALL)
+TASKS = {
+    "captions": "lines of the caption of a picture that are right",
+    "solving": "greedy answers that are right",
+    "sampling": "answers sampled at temperature 0.6 that are right",
+    "comparing": "analyses of a corrupted solution's steps that are right in every claim, reading and mark",
+    "comparing, wrong steps": "the same where there is something wrong in the step",
+}
+
+
+def measure(path: Path, compares: bool, n: int, seed: int) -> list[dict[str, Any]]:
+    """The rows of one checkpoint's card, by task and world: `n` held-out pictures (split test) of each world."""
+    engine = load_engine(str(path))
+    rows = []
+    for name, world in WORLDS.items():
+        rng = random.Random(f"card {seed} {name}")
+        scenes = [sample_scene(world, "test", rng) for _ in range(n)]
+        pictures = [world.draw(scene, rng) for scene in scenes]
+        captions = answers(engine, [DESCRIBE] * n, pictures)
+        shares = {"captions": [lines_right(said, world.describe(scene)) for said, scene in zip(captions, scenes, strict=True)]}
+        gold = [answer_of(right_solution(world, scene)) for scene in scenes]
+        for task, temperature in (("solving", 0.0), ("sampling", 0.6)):
+            said = answers(engine, [world.question(scene) for scene in scenes], pictures, temperature, seed)
+            shares[task] = [float(right(text, answer)) for text, answer in zip(said, gold, strict=True)]
+        if compares:
+            shares |= comparing(engine, world, scenes, pictures, rng)
+        for task, values in shares.items():
+            low, high = bootstrap_ci(values)
+            row = {"checkpoint": path.name, "task": task, "world": name, "n": len(values)}
+            rows.append(row | {"share": round(sum(values) / len(values), 4), "ci95": [round(low, 4), round(high, 4)]})
+    engine.close()
+    return rows
+
+
+def comparing(engine: Engine, world: Any, scenes: Sequence[Any], pictures: Sequence[Any], rng: random.Random) -> dict[str, list[float]]:
+    """For each solution the share of its analyses that are right, all of them and those that tell of something wrong."""
+    texts = [corrupted(world, scene, rng) for scene in scenes]
+    prompts = [
+        f"{world.question(scene)}\n\nSolution:\n{format_solution(steps)}\n{COMPARE}" for scene, steps in zip(scenes, texts, strict=True)
+    ]
+    said = answers(engine, prompts, pictures)
+    gold = [comparison(world.check(scene, steps), intents=True) for scene, steps in zip(scenes, texts, strict=True)]
+    wrong = [(a, b) for a, b in zip(said, gold, strict=True) if " no" in b]
+    return {
+        "comparing": [lines_right(a, b, "Image: ", "Logic: ") for a, b in zip(said, gold, strict=True)],
+        "comparing, wrong steps": [lines_right(a, b, "Image: ", "Logic: ", holding=" no") for a, b in wrong],
+    }
+
+
+def answers(engine: Engine, prompts: Sequence[str], pictures: Sequence[Any], temperature: float = 0.0, seed: int = 0) -> list[str]:
+    requests = [
+        Request(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}],
+            [picture],
+            max_tokens=320,
+            temperature=temperature,
+            seed=seed + i if temperature else None,
+        )
+        for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True))
+    ]
+    return [completions[0].text for completions in engine.generate(requests)]
+
+
+def right(text: str, gold: str) -> bool:
+    answer = extract_answer(text)
+    return answer is not None and same_answer(answer, gold)
+
+
+def lines_right(said: str, gold: str, *starts: str, holding: str = "") -> float:
+    """The share of the gold text's lines (those with one of the `starts`, and with `holding` in them) that were said in their place."""
+    own, wanted = said.split("\n"), gold.split("\n")
+    places = [i for i, line in enumerate(wanted) if holding in line and (not starts or line.startswith(starts))]
+    return sum(i < len(own) and own[i] == wanted[i] for i in places) / len(places)
+
+
+def markdown(card: dict[str, Any]) -> str:
+    """The card as a table: a line for each checkpoint and task, a column for each world, shares in % with their intervals."""
+    cells = {(row["checkpoint"], row["task"], row["world"]): row for row in card["rows"]}
+    lines = ["| checkpoint | task | " + " | ".join(WORLDS) + " |", "| --- | --- |" + " --: |" * len(WORLDS)]
+    for checkpoint, task in dict.fromkeys((row["checkpoint"], row["task"]) for row in card["rows"]):
+        found = [cells[checkpoint, task, world] for world in WORLDS]
+        shown = [f"{100 * row['share']:.1f} ({100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f})" for row in found]
+        lines.append(f"| {checkpoint} | {task} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def outside(card: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What this card measured outside the other card's intervals, a line each."""
+    theirs = {(row["checkpoint"], row["task"], row["world"]): row for row in other["rows"]}
+    found = []
+    for row in card["rows"]:
+        same = theirs[row["checkpoint"], row["task"], row["world"]]
+        if not same["ci95"][0] <= row["share"] <= same["ci95"][1]:
+            found.append(f"{row['checkpoint']}, {row['task']}, {row['world']}: {row['share']} outside {same['ci95']} ({same['share']})")
+    return found
+
+
+def write_card(folder: Path, n: int = 300, seed: int = 0) -> dict[str, Any]:
+    """Measures both checkpoints of the folder and writes `card.json` and the table in `README.md`."""
+    rows = measure(folder / "tiny-policy", False, n, seed) + measure(folder / "tiny", True, n, seed)
+    built = folder / "built.json"
+    card = {"built": json.loads(built.read_text()) if built.exists() else None, "tasks": TASKS, "seed": seed, "rows": rows}
+    replace(folder / "card.json", json.dumps(card, indent=1) + "\n")
+    text = (folder if (folder / "README.md").exists() else CHECKPOINTS).joinpath("README.md").read_text()
+    replace(folder / "README.md", TABLE.sub(lambda match: match[1] + markdown(card) + match[2], text))
+    return card
+
+
+def replace(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--n", type=int, default=300, help="pictures of each world")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--against", type=Path, help="card.json of another build")
+    args = parser.parse_args()
+    card = write_card(args.folder, args.n, args.seed)
+    print(markdown(card))
+    if args.against is None:
+        return 0
+    found = outside(card, json.loads(args.against.read_text()))
+    print(f"{len(card['rows']) - len(found)} of {len(card['rows'])} figures lie within the other card's intervals", *found, sep="\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
