@@ -21,7 +21,11 @@ from typing import Any
 
 from result import claim, write_result
 
-SMALL = ["--problems", "96", "--train_problems", "600", "--replay", "60", "--seed", "5"]
+SMALL = ["--problems", "96", "--train_problems", "1400", "--replay", "60", "--seed", "5"]  # some 130 training steps: one checkpoint
+
+SAVED = "training, after a checkpoint"
+LONGEST = {"problems": 0.1, SAVED: 25, "report": 0.5}  # seconds into a stage; 12 in the others
+PLAN = ["problems", "step data", "step data", "training", SAVED, SAVED, "search", "search", "search", "report"]
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -37,8 +41,13 @@ def stage_of(folder: Path) -> str:
     if not (folder / "train" / "records.jsonl").exists():
         return "step data"
     if not (folder / "gm_prm" / "vlrm.json").exists():
-        return "training"
+        return SAVED if any((folder / "gm_prm" / "checkpoints").glob("checkpoint-*/trainer_state.json")) else "training"
     return "report" if len(list((folder / "arms").glob("self_critic-*"))) == 2 else "search"
+
+
+def begun(folder: Path, stage: str) -> bool:
+    """Whether the first files of the quick stage `problems` are there; the others begin with the end of the one before."""
+    return stage != "problems" or (folder / "problems" / "images").exists()
 
 
 def finished(folder: Path) -> dict[str, int]:
@@ -57,9 +66,9 @@ def without_seconds(value: Any) -> Any:
 def kill_in(folder: Path, stage: str, rng: random.Random) -> str | None:
     """Starts the run, kills it a random moment after it has come to `stage`; None if it ended before."""
     run = start(folder)
-    while stage_of(folder) != stage and run.poll() is None:
-        time.sleep(0.02)
-    time.sleep(rng.uniform(0, {"problems": 6, "report": 0.5}.get(stage, 12)))
+    while (stage_of(folder) != stage or not begun(folder, stage)) and run.poll() is None:
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, LONGEST.get(stage, 12)))
     if run.poll() is not None:
         return None
     reached = stage_of(folder)
@@ -74,7 +83,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
-    plan = ["problems", "step data", "training", "training", "training", "search", "search", "search", "search", "report"][: args.kills]
+    plan = PLAN[: args.kills]
     rows, remade = [], []
     with tempfile.TemporaryDirectory() as scratch:
         quiet, killed = Path(scratch) / "quiet", Path(scratch) / "killed"
@@ -94,8 +103,10 @@ def main() -> None:
         one, two = (without_seconds(json.loads((folder / "results.json").read_text())) for folder in (quiet, killed))
         same_weights = (quiet / "gm_prm" / "model.safetensors").read_bytes() == (killed / "gm_prm" / "model.safetensors").read_bytes()
     hits = sum(row["killed in"] != "had ended" for row in rows)
+    missed = sorted(set(plan) - {row["killed in"] for row in rows})
     claims = [
         claim("kills with signal 9", f">= {len(plan)}", hits, hits >= len(plan)),
+        claim("stages that no kill hit", "none", ", ".join(missed) or "none", not missed),
         claim("results equal those of the undisturbed run", "yes", "yes" if one == two else "no", one == two),
         claim("weights of the GM-PRM are equal, byte for byte", "yes", "yes" if same_weights else "no", same_weights),
         claim("finished files made again", "0", len(remade), not remade),
