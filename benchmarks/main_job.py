@@ -67,6 +67,14 @@ def arm_rows(table: Mapping[str, Sequence[float]], worlds: Sequence[str], costs:
     return rows
 
 
+def blind_row(runs: Sequence[Run]) -> dict[str, Any]:
+    """The text-only baseline: the commonest training answer to each question."""
+    names = sorted(runs[0][0]["worlds"])
+    own = {world: percent(sum(results["worlds"][world]["blind"] for results, _, _ in runs) / len(runs)) for world in names}
+    right = sum(world["blind"] * world["problems"] for results, _, _ in runs for world in results["worlds"].values())
+    return {"arm": "text only", "accuracy": percent(right / sum(results["problems"] for results, _, _ in runs)), **own}
+
+
 def held_rows(table: Mapping[str, Sequence[float]], worlds: Sequence[str]) -> list[dict[str, Any]]:
     """What is left of the gain over the critic's own greedy answers, and what the arms do where those are wrong."""
     rows = []
@@ -170,7 +178,7 @@ def main() -> None:
         step_rows.append({"world": world, **steps, "parse_failure_rate": failed})
     command = f"vlrm quickstart --out DIR --seed {'|'.join(map(str, seeds))}"
     judged = claims(table, worlds, rows, step_rows[0], step_rows[0]["parse_failure_rate"], runs)
-    write_result("main_job", command, seeds, len(problems), rows, judged)
+    write_result("main_job", command, seeds, len(problems), [*rows, blind_row(runs)], judged)
     write_result("main_job_steps", command, seeds, len(problems), step_rows)
     write_result("main_job_seeds", command, seeds, len(problems), [seed_row(run) for run in runs])
     write_result("main_job_held", command, seeds, len(problems), held_rows(table, worlds))
