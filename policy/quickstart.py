@@ -42,11 +42,12 @@ class Settings:
     temperature: float = 0.6
     policy: str = "tiny-policy"
     base: str = "tiny"
-    train_problems: int = 11000
+    train_problems: int = 13500
     samples: int = 1
     corruptions: int = 2
     replay: int = 1500
     learning_rate: float = 8e-4
+    correction_weight: float = 3.0
     batch_size: int = 32
     max_tokens: int = 160
     no_error: str = "keep"  # Refined Best-of-N: a solution without a found error is kept, and its slot costs the policy nothing
@@ -129,6 +130,7 @@ def train(folder: Path, settings: Settings) -> None:
                 folder / "gm_prm",
                 solutions=solving_samples(settings.replay),
                 learning_rate=settings.learning_rate,
+                correction_weight=settings.correction_weight,
                 batch_size=settings.batch_size,
                 seed=settings.seed,
                 save_steps=100,

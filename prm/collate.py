@@ -146,11 +146,19 @@ class Collator:
     """Rows `{"index": i}` become a batch for item i of `items`.
 
     Labels are -100 outside of the assistant's turn. `loss_weights` (B, T) are 1 on labelled tokens, `verdict_weight` on those of the
-    verdict words, 0 elsewhere.
+    verdict words, `correction_weight` on those of the corrected step, 0 elsewhere.
     """
 
-    def __init__(self, processor: Any, items: Sequence[StepRecord | Sample], style: TargetStyle, verdict_weight: float = 3.0):
-        self.processor, self.items, self.style, self.verdict_weight = processor, items, style, verdict_weight
+    def __init__(
+        self,
+        processor: Any,
+        items: Sequence[StepRecord | Sample],
+        style: TargetStyle,
+        verdict_weight: float = 3.0,
+        correction_weight: float = 1.0,
+    ):
+        self.processor, self.items, self.style = processor, items, style
+        self.verdict_weight, self.correction_weight = verdict_weight, correction_weight
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.prompter = Prompter(processor, "the model")
         self.ending = _turn_ending(self.prompter)
@@ -189,21 +197,32 @@ class Collator:
         """Token ids and weights of the assistant's turns, with whatever the chat template puts around them."""
         texts = [self.style.target(item) for item in items]
         before = self.prompter.separator
+        weighed = [(self.verdict_spans, self.verdict_weight), (self.correction_spans, self.correction_weight)]
+        weighed = [(find, weight) for find, weight in weighed if weight != 1]
         encoded = self.tokenizer(
-            [before + text + self.ending for text in texts], add_special_tokens=False, return_offsets_mapping=self.verdict_weight != 1
+            [before + text + self.ending for text in texts], add_special_tokens=False, return_offsets_mapping=bool(weighed)
         )
         weights = [[1.0] * len(ids) for ids in encoded["input_ids"]]
-        if self.verdict_weight != 1:
+        for find, weight in weighed:
             for item, text, row, offsets in zip(items, texts, weights, encoded["offset_mapping"], strict=True):
                 if isinstance(item, StepRecord):
-                    spans = [(first + len(before), last + len(before)) for first, last in self.verdict_spans(text, len(item.steps))]
-                    mark(row, offsets, spans, self.verdict_weight)
+                    spans = [(first + len(before), last + len(before)) for first, last in find(text, len(item.steps))]
+                    mark(row, offsets, spans, weight)
         return {"input_ids": encoded["input_ids"], "weights": weights}
 
     def verdict_spans(self, text: str, n_steps: int) -> list[tuple[int, int]]:
         """The characters of every verdict word of a critique, in order."""
         steps = parse_critique(text, n_steps, self.style.words, self.style.stop_at_first_error).steps
         return [span for step in steps for span in (step.image_span, step.logic_span, step.span) if span is not None]
+
+    def correction_spans(self, text: str, n_steps: int) -> list[tuple[int, int]]:
+        """The characters of a critique's corrected step: one span, or none."""
+        parsed = parse_critique(text, n_steps, self.style.words, self.style.stop_at_first_error)
+        if parsed.correction is None or parsed.first_error is None:
+            return []
+        verdict = parsed.steps[parsed.first_error].span
+        at = text.find(parsed.correction, verdict[1] if verdict else 0)
+        return [(at, at + len(parsed.correction))] if at >= 0 else []
 
     def lengths(self, indices: Sequence[int]) -> Iterator[int]:
         """Exact token counts. What pictures add depends on their sizes alone, so each set of sizes goes through the processor once."""

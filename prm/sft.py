@@ -41,10 +41,10 @@ class CritiqueTrainer(SFTTrainer):
             outputs = model(**forward)
             if forward.get("fused_lm_head"):
                 outputs.log_probs = outputs.log_probs * weights_BT[:, 1:]
-                verdicts_BT = weights_BT[:, 1:] > 1
-                if verdicts_BT.any():
-                    right = outputs.is_top1[verdicts_BT].float().mean().item()
-                    self._metrics["train" if self.model.training else "eval"]["verdict_accuracy"].append(right)
+                heavy_BT = weights_BT[:, 1:] > 1  # verdict words, and the corrected step where it has more weight
+                if heavy_BT.any():
+                    right = outputs.is_top1[heavy_BT].float().mean().item()
+                    self._metrics["train" if self.model.training else "eval"]["weighted_token_accuracy"].append(right)
             return outputs
 
         loss = super().compute_loss(weighted, inputs, *args, **kwargs)

@@ -3,7 +3,8 @@
     vlrm train --model PATH --data steps.jsonl --out runs/gm_prm
 
 The paper (arXiv 2508.04088) fine-tunes by plain cross-entropy on the assistant's tokens; its hyper-parameters are not public. Ours are
-those of its peers, and `verdict_weight` multiplies the loss at the verdict words (1 gives exactly the plain loss).
+those of its peers; `verdict_weight` multiplies the loss at the verdict words and `correction_weight` that at the corrected step
+(1 and 1 give exactly the plain loss).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Recipe:
     instructions: str = ""  # put after every prompt, in training and in use
     consistency: str = "first_error"  # exact, first_error or outcome: which records have labels that agree
     verdict_weight: float = 3.0  # weight of the loss at verdict words
+    correction_weight: float = 1.0  # weight of the loss at the corrected step: one step in a whole critique
     lora: bool | Mapping[str, Any] | None = False  # True, or settings of peft.LoraConfig (r 16, lora_alpha 32 unless given)
     freeze_vision: bool = True  # no gradients for the picture encoder (full training; LoRA freezes all but the adapters)
     epochs: int = 1
@@ -57,7 +59,7 @@ class Recipe:
         for name in ("epochs", "batch_size", "gradient_accumulation", "save_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("max_steps", "max_length", "learning_rate", "verdict_weight"):
+        for name in ("max_steps", "max_length", "learning_rate", "verdict_weight", "correction_weight"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
 
@@ -112,7 +114,7 @@ def train_gm_prm(
     from .sft import last_complete_checkpoint
 
     processor = AutoProcessor.from_pretrained(base)
-    collator = Collator(processor, items, style, recipe.verdict_weight)
+    collator = Collator(processor, items, style, recipe.verdict_weight, recipe.correction_weight)
     train_rows, lengths, eval_rows = _fitting(collator, found, n_train, recipe.max_length)
     trainer = _trainer(recipe, base, processor, collator, train_rows, lengths, eval_rows, output_dir, progress)
     checkpoint = last_complete_checkpoint(output_dir / "checkpoints")

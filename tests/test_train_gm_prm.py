@@ -92,6 +92,15 @@ def test_weights_stand_exactly_on_the_verdict_words(processor):
     assert set(collate(processor, weight=1.0)["loss_weights"].unique().tolist()) == {0.0, 1.0}
 
 
+def test_weights_stand_exactly_on_the_corrected_step(processor):
+    batch = Collator(processor, RECORDS, TargetStyle(), 1.0, 5.0)([{"index": i} for i in range(len(RECORDS))])
+    for row, item in enumerate(RECORDS):
+        heavy = processor.tokenizer.decode(batch["input_ids"][row][batch["loss_weights"][row] == 5])
+        assert heavy.strip() == (item.correction or "")
+        assert (batch["loss_weights"][row] > 0).sum() == (batch["labels"][row] != -100).sum()
+    assert any(item.correction for item in RECORDS) and not all(item.correction for item in RECORDS)
+
+
 def test_other_words_and_plain_solutions(processor):
     style = TargetStyle(words=("Yes", "No"), stop_at_first_error=True, instructions="Be brief.")
     items = [record(1, 0), Sample(Problem("p", "Why?", [picture("red")]), "Step 1: Correct\nAnswer: 3")]
@@ -160,6 +169,7 @@ def test_with_weight_one_the_loss_is_trls_own(processor, trainers, count):
 
 def test_weights_multiply_the_tokens_loss(processor, trainers):
     _, ours = trainers
+    ours.model.train()
     batch = collate(processor, weight=3.0)
     with torch.no_grad():
         inputs = {name: value for name, value in batch.items() if name not in ("labels", "loss_weights")}
@@ -168,7 +178,7 @@ def test_weights_multiply_the_tokens_loss(processor, trainers):
         expected = (nll * batch["loss_weights"][:, 1:]).sum() / (batch["labels"] != -100).sum()
         loss = ours.compute_loss(ours.model, dict(batch))
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    assert 0 <= ours._metrics["train"]["verdict_accuracy"][-1] <= 1 and "entropy" not in ours._metrics["train"]
+    assert 0 <= ours._metrics["train"]["weighted_token_accuracy"][-1] <= 1 and "entropy" not in ours._metrics["train"]
 
 
 def test_the_quick_decoder_is_the_decoder(tiny, processor):
@@ -373,7 +383,14 @@ def test_a_damaged_picture_ends_in_one_line(tiny, tmp_path, workers):
 def test_what_cannot_be_used(tiny, tmp_path):
     with pytest.raises(InputError, match="did you mean 'learning_rate'"):
         train_gm_prm(tiny, RECORDS, tmp_path / "out", learning_rte=1)
-    for bad in ({"batch_size": 0}, {"epochs": 0}, {"max_steps": 0}, {"verdict_weight": -1}, {"learning_rate": 0.0}):
+    for bad in (
+        {"batch_size": 0},
+        {"epochs": 0},
+        {"max_steps": 0},
+        {"verdict_weight": -1},
+        {"correction_weight": 0},
+        {"learning_rate": 0.0},
+    ):
         with pytest.raises(InputError, match=next(iter(bad))):
             train_gm_prm(tiny, RECORDS, tmp_path / "out", **bad)
     with pytest.raises(InputError, match="does not exist"):
