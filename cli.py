@@ -20,6 +20,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "synth": (commands.Synth, commands.run_synth),
     "train": (commands.Train, commands.run_train),
     "search": (commands.Search, commands.run_search),
+    "convert": (commands.Convert, commands.run_convert),
+    "eval steps": (commands.EvalSteps, commands.run_eval_steps),
     "doctor": (commands.Doctor, commands.run_doctor),
 }
 
@@ -51,6 +53,10 @@ def run(arguments: list[str]) -> int:
     if verb in ("--version", "-V"):
         print(f"vlrm {__version__}")
         return 0
+    if rest and f"{verb} {rest[0]}" in VERBS:  # a verb of two words
+        verb, rest = f"{verb} {rest[0]}", rest[1:]
+    if kinds := [name.partition(" ")[2] for name in VERBS if verb not in VERBS and name.startswith(f"{verb} ")]:
+        raise InputError(f"vlrm {verb} needs to know what: {', '.join(f'vlrm {verb} {kind}' for kind in kinds)}")
     if verb not in VERBS:
         raise InputError(f"unknown command {verb!r}{nearest(verb, VERBS)}")
     settings, action = VERBS[verb]
