@@ -37,7 +37,7 @@ PAGE_STYLE = """
 
 
 def metric_rows(metrics: Mapping[str, Any], intervals: bool = False) -> list[list[str]]:
-    """A row for each metric: its name, the scorer's figure and interval, and the baselines' figures (with `intervals` theirs too); "-" where
+    """A row for each metric: its name, the scorer's figure and interval, the baselines' figures (with `intervals` theirs too); "-" where
     there is none."""
 
     def shown(name: str, figure: Mapping[str, Any] | None, *keys: str) -> str:

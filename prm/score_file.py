@@ -91,7 +91,13 @@ def _roomy(scorer: Scorer, longest: int) -> Scorer:
 
 
 def _row(record: StepRecord, score: Score) -> dict[str, Any]:
-    row = {"id": record.id, "value": score.value, "steps": list(score.steps), "verdicts": [], "first_error": score.first_error}
+    row = {
+        "id": record.id,
+        "value": score.value,
+        "steps": [float(step) for step in score.steps],
+        "verdicts": [],
+        "first_error": score.first_error,
+    }
     row |= {"correction": score.correction, "analyses": [v.analysis for v in score.verdicts], "error": _why_not(record, score)}
     if row["error"] is not None:
         return row | {"value": None, "steps": []}

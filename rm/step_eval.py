@@ -173,20 +173,21 @@ def length_verdicts(items: Sequence[ScoredSolution], seed: int = 0) -> list[Judg
 
 
 def _best_limit(items: Sequence[ScoredSolution]) -> float:
-    """The length above which calling a step wrong gives the best macro-F1; infinite if never calling one wrong is best."""
+    """The length above which calling a step wrong gives the best macro-F1; -1 calls every step wrong."""
     pairs = sorted((n, t) for item in items for n, t in zip(item.lengths, item.judged.truth, strict=True) if t is not None)
     lengths, right = np.array([n for n, _ in pairs]), np.array([float(t) for _, t in pairs])
     if not len(lengths):
         return math.inf
     last = np.append(np.flatnonzero(np.diff(lengths)), len(lengths) - 1)  # ties lie on one side
-    as_right, as_wrong = np.cumsum(right)[last], np.cumsum(1 - right)[last]
+    limits = np.append(-1, lengths[last])
+    as_right, as_wrong = np.append(0, np.cumsum(right)[last]), np.append(0, np.cumsum(1 - right)[last])
     counts = {
         "right_as_right": as_right,
         "wrong_as_right": as_wrong,
         "right_as_wrong": right.sum() - as_right,
         "wrong_as_wrong": (1 - right).sum() - as_wrong,
     }
-    return float(lengths[last][np.argmax(METRICS["macro_f1"](counts))])
+    return float(limits[np.argmax(METRICS["macro_f1"](counts))])
 
 
 def _weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
