@@ -9,7 +9,8 @@
     bigbench_mistake    text only; people marked the first wrong step (arXiv 2311.08516). Steps before it are right, it is wrong, the steps
                         after it are not labelled: null. All steps are right where `mistake_index` is null
 
-None of them says what should stand in a wrong step's place. Kinds of errors come from `kinds` in the data elsewhere.
+None of them says what should stand in a wrong step's place. Kinds of errors stand in `meta`, not in `kinds`: those are sections, which
+a critic may see.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def vlrmbench(row: Row, neutral: float | None = None) -> Row | str:
         "answer": _optional(row.get("answer")),
         "steps": row["steps"],
         "labels": [float(error == 0) for error in errors],
-        "kinds": [VLRMBENCH_KINDS.get(task) if error else None for error in errors],
+        "meta": {"error_kinds": [VLRMBENCH_KINDS.get(task) if error else None for error in errors]},
     }
 
 

@@ -22,10 +22,11 @@ _INNER = re.compile(r"\s*\n(?=[ \t>#*_]*step[ \t]*\d)", re.IGNORECASE)
 
 
 def as_sample(record: StepRecord) -> Sample:
-    """The record as a scorer gets it: the gold answer left out, the steps numbered. Lines of a step that look like the start of another
-    step join the line before."""
+    """The record as a scorer gets it: the gold answer left out, the steps numbered, `meta["kinds"]` the sections for a scorer that knows
+    them. Lines of a step that look like the start of another step join the line before."""
     steps = [_INNER.sub(" ", MARKER.sub("", step.strip(), count=1)).strip() or "(empty)" for step in record.steps]
-    return Sample(Problem(record.id, record.question, record.images), render_steps(steps))
+    meta = {} if record.kinds is None else {"kinds": list(record.kinds)}
+    return Sample(Problem(record.id, record.question, record.images, meta=meta), render_steps(steps))
 
 
 def score_or_reason(scorer: Scorer, samples: Sequence[Sample]) -> list[Score]:
@@ -91,25 +92,19 @@ def _roomy(scorer: Scorer, longest: int) -> Scorer:
 
 
 def _row(record: StepRecord, score: Score) -> dict[str, Any]:
-    row = {
-        "id": record.id,
-        "value": score.value,
-        "steps": [float(step) for step in score.steps],
-        "verdicts": [],
-        "first_error": score.first_error,
-    }
-    row |= {"correction": score.correction, "analyses": [v.analysis for v in score.verdicts], "error": _why_not(record, score)}
-    if row["error"] is not None:
-        return row | {"value": None, "steps": []}
-    said: list[bool | None] = (
-        [v.correct for v in score.verdicts] if len(score.verdicts) == len(score.steps) else [s >= 0.5 for s in score.steps]
-    )
-    # A critic that stops at the first error counts what follows as 0: that is a verdict, not an unread one.
-    stopped = score.first_error is not None
-    row["verdicts"] = [
-        False if p is None and stopped and i > score.first_error and score.steps[i] == 0.0 else p for i, p in enumerate(said)
-    ]
-    return row
+    steps = [float(step) for step in score.steps]
+    row: dict[str, Any] = {"id": record.id, "value": score.value, "steps": steps, "verdicts": []}
+    row |= {"first_error": score.first_error, "correction": score.correction, "analyses": [v.analysis for v in score.verdicts]}
+    if (reason := _why_not(record, score)) is not None:
+        return row | {"value": None, "steps": [], "error": reason}
+    said: list[bool | None] = [step >= 0.5 for step in steps]
+    if len(score.verdicts) == len(steps):
+        said = [None if verdict.correct is None else bool(verdict.correct) for verdict in score.verdicts]
+    if score.first_error is not None:
+        # A critic that stops at the first error counts what follows as 0: that is a verdict, not an unread one.
+        after = range(score.first_error + 1, len(steps))
+        said = [False if flag is None and i in after and steps[i] == 0 else flag for i, flag in enumerate(said)]
+    return row | {"verdicts": said, "error": None}
 
 
 def _why_not(record: StepRecord, score: Score) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..types import Kind
+from ..types import InputError, Kind
 from .records import StepRecord
 
 Truth = tuple[bool | None, ...]
@@ -24,8 +24,13 @@ def step_truth(record: StepRecord, threshold: float = 0.0) -> Truth | None:
 
 
 def error_kinds(record: StepRecord) -> tuple[Kind | None, ...]:
-    """For each step the kind that an error in it has: its section's where the record has sections, else what its critique finds fault
-    with (the picture before the logic), else None."""
+    """For each step the kind that an error in it has, None where that is not known: `meta["error_kinds"]` if the data says it itself, else
+    its section's, else what its critique finds fault with (the picture before the logic)."""
+    if (known := record.meta.get("error_kinds")) is not None:
+        if len(known) != len(record.steps):
+            given = f"{len(known)} entries for {len(record.steps)} steps"
+            raise InputError(f"record {record.id}: meta error_kinds has {given}; give one for each step")
+        return tuple(known)
     if record.kinds is not None:
         return record.kinds
     if record.critiques is None:

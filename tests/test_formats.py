@@ -13,6 +13,7 @@ from vlrm.prm.critique import StepCritique
 from vlrm.prm.exporters import critique_chat, dataset_info, verdict_messages
 from vlrm.prm.importers import FORMATS, detect, tagged
 from vlrm.prm.records import StepRecord, read_records, write_records
+from vlrm.prm.score_file import as_sample
 from vlrm.prm.truth import error_kinds, step_truth
 
 VL_PRM = {
@@ -160,6 +161,14 @@ def test_vl_prm_keeps_counts_and_sections_also_where_two_steps_have_the_same_tex
     )  # the header that the paper's own code trips over
     again = one(folder, flat)
     assert again.kinds == record.kinds and again.steps == record.steps and again.meta == {"o4_mini_isVerified": False}
+
+
+def test_vlrmbench_errors_have_a_kind_that_no_critic_sees(folder):
+    record = one(folder, VLRM)
+    assert error_kinds(record) == (None, "perception") and record.kinds is None
+    assert "[Visual Elements]" not in str(verdict_messages(record)) and "perception" not in str(as_sample(record))
+    with pytest.raises(InputError, match="meta error_kinds has 1 entries for 2 steps"):
+        error_kinds(StepRecord("r", "Q", ("a", "b"), meta={"error_kinds": [None]}))
 
 
 def test_what_is_left_out_is_counted(folder):
@@ -366,7 +375,7 @@ def test_the_command(records_file, capsys):
     assert "read 3; written 3" in capsys.readouterr().out.replace("\n", "")
     for arguments, message in (
         (["--to", "trl", "--output", "x.csv"], "trl is written as .jsonl or .parquet"),
-        (["--to", "trll", "--output", "x.jsonl"], "to must be one of trl, llamafactory"),
+        (["--to", "trll", "--output", "x.jsonl"], "invalid choice: 'trll' (choose from 'trl', 'llamafactory'"),
     ):
         assert cli.main(["convert", "--input", str(records_file), *arguments]) == 2
         assert message in capsys.readouterr().err
