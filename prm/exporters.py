@@ -8,7 +8,8 @@
 
 Two styles of what is learnt:
 
-    verdicts      one step a turn, answered + or - (VisualPRM, arXiv 2503.10291; VL-PRM, arXiv 2509.23250). The chat ends after the first -,
+    verdicts      one step a turn, answered + or - (VisualPRM, arXiv 2503.10291; VL-PRM, arXiv 2509.23250), the section's header before the
+                  step that opens it. The chat ends after the first -,
                   unless `stop_at_first_error` is off. A step without a label is shown but not asked about: it stands in one turn with
                   the next labelled one, and labelless steps at the end are left out
     critique      GM-PRM's prompt and critique (arXiv 2508.04088), as `vlrm train` makes them
@@ -43,14 +44,11 @@ def verdict_messages(record: StepRecord, threshold: float = 0.0, stop_at_first_e
         return "no labels"
     messages = [{"role": "system", "content": system}] if system else []
     waiting = [f"### Question:\n{record.question}\n\n### Solution Process:"]
-    section, number = None, 0
+    section = None
     for text, kind, label in zip(record.steps, record.kinds or (None,) * len(record.steps), truth, strict=True):
-        if kind is not None:
-            if kind != section:
-                section, number = kind, 0
-                waiting.append(HEADERS[kind])
-            number += 1
-            text = f"<step_{number}>\n{text}\n</step_{number}>"
+        if kind is not None and kind != section:
+            waiting.append(HEADERS[kind])
+        section = kind
         waiting.append(text)
         if label is None:
             continue

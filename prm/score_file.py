@@ -21,12 +21,13 @@ from .steps import MARKER, render_steps
 _INNER = re.compile(r"\s*\n(?=[ \t>#*_]*step[ \t]*\d)", re.IGNORECASE)
 
 
-def as_sample(record: StepRecord) -> Sample:
-    """The record as a scorer gets it: the gold answer left out, the steps numbered, `meta["kinds"]` the sections for a scorer that knows
-    them. Lines of a step that look like the start of another step join the line before."""
+def as_sample(record: StepRecord, scorer: Scorer | None = None) -> Sample:
+    """The record as a scorer gets it: the gold answer left out, the steps numbered, or as `scorer.render_solution(steps, kinds)` writes
+    them if the scorer has its own form. Lines of a step that look like the start of another step join the line before."""
     steps = [_INNER.sub(" ", MARKER.sub("", step.strip(), count=1)).strip() or "(empty)" for step in record.steps]
-    meta = {} if record.kinds is None else {"kinds": list(record.kinds)}
-    return Sample(Problem(record.id, record.question, record.images, meta=meta), render_steps(steps))
+    render = getattr(scorer, "render_solution", None)
+    solution = render(steps, record.kinds or (None,) * len(steps)) if render else render_steps(steps)
+    return Sample(Problem(record.id, record.question, record.images), solution)
 
 
 def score_or_reason(scorer: Scorer, samples: Sequence[Sample]) -> list[Score]:
@@ -71,7 +72,7 @@ def score_file(
         missing = [record for record in batch if record.id not in done]
         if missing:
             judge = judge or _roomy(scorer(), max(len(record.steps) for record in records))
-            scores = score_or_reason(judge, [as_sample(record) for record in missing])
+            scores = score_or_reason(judge, [as_sample(record, judge) for record in missing])
             rows = [
                 {**_row(record, score), "settings": settings, "key": keys[record.id]} for record, score in zip(missing, scores, strict=True)
             ]

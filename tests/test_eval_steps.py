@@ -95,6 +95,13 @@ def test_steps_reach_the_scorer_one_by_one_as_they_are():
     assert split[0].text.split() == ["first", "with", "a", "gap"] and split[1].text == "looks like a marker Step 10: another"
     assert split[3].text == "(empty)" and split[4].text == "last"
 
+    class Own:
+        def render_solution(self, steps, kinds):
+            return " | ".join(f"{kind}: {step}" for step, kind in zip(steps, kinds, strict=True))
+
+    record = StepRecord("r", "Q", ("a", "b"), kinds=("perception", "reasoning"))
+    assert as_sample(record, Own()).solution == "perception: a | reasoning: b"  # a scorer with a form of its own
+
 
 def test_a_long_solution_is_not_merged(tmp_path):
     record = StepRecord("r", "Q", tuple(f"step text {k}" for k in range(40)), labels=(1.0,) * 40)

@@ -253,9 +253,9 @@ def test_verdict_chats_ask_for_labelled_steps_and_end_at_the_first_error():
     messages = verdict_messages(SECTIONED)
     assert [m["role"] for m in messages] == ["system", *["user", "assistant"] * 3]
     assert [m["content"] for m in messages[2::2]] == ["+", "+", "-"]
-    assert messages[1]["content"].endswith("### Solution Process:\n[Visual Elements]\n<step_1>\ntwo dots\n</step_1>")
+    assert messages[1]["content"].endswith("### Solution Process:\n[Visual Elements]\ntwo dots")
     # the unlabelled step is shown in the turn of the next labelled one
-    assert messages[3]["content"] == "<step_2>\nthey are red\n</step_2>\n[Reasoning]\n<step_1>\nso 2\n</step_1>"
+    assert messages[3]["content"] == "they are red\n[Reasoning]\nso 2"
     assert "done" not in str(messages) and "done" in str(verdict_messages(SECTIONED, stop_at_first_error=False))
     trailing = StepRecord("t", "Q", ("a", "b"), labels=(1.0, None))
     assert [m["content"] for m in verdict_messages(trailing, system="")][1:] == ["+"]
