@@ -52,14 +52,17 @@ def labelled_cases(records: Sequence[StepRecord], counts: Counter[str], truth_th
 
 
 def scored_solution(case: Case, threshold: float | None = None) -> ScoredSolution:
-    """The case as figures. A step is right from `threshold` on; None: as the scorer's verdict says. Without a score no step was read."""
+    """The case as figures. A step that was read is right from `threshold` on; None: as the scorer's verdict says. Without a score no step
+    was read."""
     kinds = [kind if label is False else None for kind, label in zip(error_kinds(case.record), case.truth, strict=True)]
     lengths = [len(step.split()) for step in case.record.steps]
     said: Flags = [None] * len(case.truth)
     scores = None
     if case.scored and case.row is not None:
         scores = case.row["steps"]
-        said = case.row["verdicts"] if threshold is None else [score >= threshold for score in scores]
+        said = case.row["verdicts"]
+        if threshold is not None:
+            said = [None if flag is None else score >= threshold for flag, score in zip(said, scores, strict=True)]
     return ScoredSolution(Judged(said, case.truth, kinds), lengths, scores)
 
 

@@ -120,7 +120,8 @@ def evaluate(
     """The figures of the scorer and of every baseline: {"scorer": {metric: {"value", "ci95"}}, "random": ..., ...}.
 
     A metric without a case to measure it on is None. Also the numbers of solutions and steps, and under "reliability" the bins. AUC and
-    calibration are measured where every solution has scores."""
+    calibration are measured where every solution has scores. A step that could not be read keeps its score in the AUC; it has no
+    probability that could be well or badly calibrated, and is left out there (`parse_failure_rate` says how many are)."""
     if not items:
         raise InputError("there is no solution to evaluate")
     judged = [item.judged for item in items]
@@ -144,9 +145,11 @@ def evaluate(
     if not baselines_only:
         scorer = _figures([counts_of(item) for item in judged], draws, level)
     if scorer and all(item.scores is not None for item in items):
-        scorer |= {"auc": _auc(items, [item.scores for item in items], draws, level), **_calibration(items, draws, level, seed)}
-        steps = [(s, t) for item in items for s, t in zip(item.scores, item.judged.truth, strict=True) if t is not None]
-        reliability = reliability_bins([s for s, _ in steps], [t for _, t in steps])
+        scorer["auc"] = _auc(items, [item.scores for item in items], draws, level)
+        score, step_truth, owner = _labelled(items, [item.scores for item in items], read=True)
+        if len(score):
+            scorer |= _calibration(len(items), score, step_truth, owner, draws, level, seed)
+            reliability = reliability_bins(score, step_truth)
     return {
         **({"scorer": scorer} if scorer else {}),
         **tables,
@@ -213,15 +216,21 @@ def _figures(rows: Sequence[dict[str, float]], draws: Sequence[np.ndarray], leve
     return {name: _figure(float(metric(whole)), [metric(part) for part in drawn], level) for name, metric in METRICS.items()}
 
 
-def _labelled(items: Sequence[ScoredSolution], scores: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, truth and solution index of every labelled step."""
+def _labelled(
+    items: Sequence[ScoredSolution], scores: Sequence[Sequence[float]], read: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, truth and solution index of every labelled step; with `read` only of those whose verdict could be read."""
     rows = [
         (s, t, i)
         for i, (item, own) in enumerate(zip(items, scores, strict=True))
-        for s, t in zip(own, item.judged.truth, strict=True)
-        if t is not None
+        for s, t, p in zip(own, item.judged.truth, item.judged.predicted, strict=True)
+        if t is not None and not (read and p is None)
     ]
-    return np.array([r[0] for r in rows], dtype=float), np.array([r[1] for r in rows], dtype=bool), np.array([r[2] for r in rows])
+    return (
+        np.array([r[0] for r in rows], dtype=float),
+        np.array([r[1] for r in rows], dtype=bool),
+        np.array([r[2] for r in rows], dtype=int),
+    )
 
 
 def _auc(
@@ -250,13 +259,14 @@ def weighted_auc(weights: np.ndarray, truth: np.ndarray, starts: np.ndarray) -> 
     return _ratio((right * (below + wrong / 2)).sum(axis=1), right.sum(axis=1) * wrong.sum(axis=1))
 
 
-def _calibration(items: Sequence[ScoredSolution], draws: Sequence[np.ndarray], level: float, seed: int) -> dict[str, Any]:
-    score, truth, owner = _labelled(items, [item.scores or () for item in items])
+def _calibration(
+    n: int, score: np.ndarray, truth: np.ndarray, owner: np.ndarray, draws: Sequence[np.ndarray], level: float, seed: int
+) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name, values in (("ece", score), ("ece_after_temperature", cross_fitted(score, truth, owner, seed=seed))):
-        sums = np.zeros((len(items), BINS, 3))
+        sums = np.zeros((n, BINS, 3))
         np.add.at(sums, (owner, bin_index(values)), np.stack([np.ones_like(values), values, truth.astype(float)], axis=1))
-        drawn = [(w @ sums.reshape(len(items), -1)).reshape(len(w), BINS, 3) for w in draws]
+        drawn = [(w @ sums.reshape(n, -1)).reshape(len(w), BINS, 3) for w in draws]
         figures[name] = _figure(
             float(ece_of_sums(*np.moveaxis(sums.sum(axis=0), -1, 0))), [ece_of_sums(*np.moveaxis(d, -1, 0)) for d in drawn], level
         )

@@ -171,3 +171,15 @@ def test_what_cannot_be_measured_is_none_or_refused():
         evaluate([])
     with pytest.raises(InputError, match="2 lengths for 1 steps"):
         ScoredSolution(Judged([True], [True]), [3, 4])
+
+
+def test_unread_steps_count_in_the_auc_and_not_in_the_calibration():
+    items = made(40)
+    hidden = [ScoredSolution(Judged([None] * len(i.judged.truth), i.judged.truth), i.lengths, [0.5] * len(i.judged.truth)) for i in items]
+    mixed = evaluate([*items, *hidden], resamples=20)
+    alone = evaluate(items, resamples=20)
+    assert mixed["scorer"]["ece"]["value"] == pytest.approx(alone["scorer"]["ece"]["value"])
+    assert mixed["reliability"] == alone["reliability"]
+    assert 0.5 < mixed["scorer"]["auc"]["value"] < alone["scorer"]["auc"]["value"]
+    nothing = evaluate(hidden, resamples=20)
+    assert nothing["scorer"]["auc"]["value"] == 0.5 and "ece" not in nothing["scorer"] and nothing["reliability"] is None
