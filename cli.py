@@ -20,6 +20,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "synth": (commands.Synth, commands.run_synth),
     "train": (commands.Train, commands.run_train),
     "search": (commands.Search, commands.run_search),
+    "convert": (commands.Convert, commands.run_convert),
+    "eval steps": (commands.EvalSteps, commands.run_eval_steps),
     "doctor": (commands.Doctor, commands.run_doctor),
 }
 
@@ -47,12 +49,10 @@ def run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
-    verb, rest = arguments[0], arguments[1:]
-    if verb in ("--version", "-V"):
+    if arguments[0] in ("--version", "-V"):
         print(f"vlrm {__version__}")
         return 0
-    if verb not in VERBS:
-        raise InputError(f"unknown command {verb!r}{nearest(verb, VERBS)}")
+    verb, rest = split_verb(arguments)
     settings, action = VERBS[verb]
     if "-h" in rest or "--help" in rest:
         print(help_text(settings, f"vlrm {verb} [CONFIG.yaml] [--key value ...]", settings.__doc__))
@@ -60,6 +60,16 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what matters to a user, we say ourselves
     action(parse(settings, rest))
     return 0
+
+
+def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb, of one word or two, and the arguments after it. Raises InputError for a verb that does not exist."""
+    for words in (2, 1):
+        if (verb := " ".join(arguments[:words])) in VERBS:
+            return verb, list(arguments[words:])
+    if kinds := [name for name in VERBS if name.startswith(f"{verb} ")]:
+        raise InputError(f"vlrm {verb} needs to know what: {', '.join(f'vlrm {name}' for name in kinds)}")
+    raise InputError(f"unknown command {verb!r}{nearest(verb, VERBS)}")
 
 
 def overview() -> str:

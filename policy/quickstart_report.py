@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data_synth import get_world
+from ..rm.page import percent, table, write_page
 from ..types import Problem
 from .quickstart_results import Arms, right, summarise
 from .result import Candidate, SearchResult
@@ -28,18 +29,6 @@ LABELS = {
     "critic_greedy": "control: the critic's own greedy answer",
     "oracle": "oracle (any of N right)",
 }
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0; } th, td { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; } h2 { margin-top: 2em; }
-.problem { border-top: 2px solid #bbb; padding: 1em 0; }
-.problem > img { width: 144px; image-rendering: pixelated; float: left; margin: 0 1em 1em 0; }
-.pool { display: grid; grid-template-columns: repeat(4, 1fr); gap: .6em; clear: both; }
-.candidate { border: 1px solid #ddd; border-radius: 6px; padding: .5em; font-size: 12px; } .chosen { border: 2px solid #1a56c4; }
-.step { padding: .1em .3em; margin: .15em 0; border-radius: 3px; white-space: pre-wrap; }
-.good { background: #dff2df; } .bad { background: #f9d9d6; } .unread { background: #eee; } .fix { background: #dce8fb; }
-.note { color: #666; } .right { color: #1c7c1c; } .wrong { color: #b3261e; }
-"""
 
 
 def write_results(
@@ -57,7 +46,6 @@ def write_report(folder: Path, results: Mapping[str, Any], problems: Sequence[Pr
     draw_accuracy(results, folder / "accuracy.png")
     plot = base64.b64encode((folder / "accuracy.png").read_bytes()).decode()
     parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>vlrm quickstart</title><style>{STYLE}</style>",
         "<h1>vlrm quickstart</h1>",
         f"<p>{results['problems']} held-out problems, seed {results['seed']}, N = {results['settings']['n']}, ",
         f"{results['seconds']:.0f} seconds in all. ",
@@ -72,11 +60,8 @@ def write_report(folder: Path, results: Mapping[str, Any], problems: Sequence[Pr
         "<p>Steps are coloured by the critic's verdict: <span class='good'>right</span>, <span class='bad'>wrong</span>; ",
         "<span class='fix'>blue</span> is a corrected step from which the policy went on. The chosen candidate has a blue frame.</p>",
         *[problem_block(p, r, o) for p, r, o in examples(problems, arms)],
-        "</html>",
     ]
-    part = folder / "report.part"
-    part.write_text("\n".join(parts), encoding="utf-8")
-    os.replace(part, folder / "report.html")
+    write_page(folder / "report.html", "vlrm quickstart", parts)
 
 
 def draw_accuracy(results: Mapping[str, Any], path: Path) -> None:
@@ -102,17 +87,6 @@ def draw_accuracy(results: Mapping[str, Any], path: Path) -> None:
     figure.savefig(part, dpi=150, format="png")
     pyplot.close(figure)
     os.replace(part, path)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    def line(cells: Sequence[Any], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
-
-    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def arms_table(results: Mapping[str, Any]) -> str:

@@ -336,7 +336,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[StepRecord]) -
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{path}: step records are written as .jsonl or .parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
-    store = _embed if path.suffix == ".parquet" else lambda image: _as_file(image, path)
+    store = _embed if path.suffix == ".parquet" else lambda image: image_file(image, path, relative=True)
     rows = [{**_plain(record), "images": [store(image) for image in record.images]} for record in records]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -361,7 +361,10 @@ def _plain(record: StepRecord) -> dict[str, Any]:
     return row
 
 
-def _png(image: Any) -> bytes:
+def image_bytes(image: Any) -> bytes:
+    """The bytes of a picture file: as they are for a path or bytes, else as PNG."""
+    if isinstance(image, (str, os.PathLike)):
+        return Path(image).read_bytes()
     if isinstance(image, bytes):
         return image
     buffer = io.BytesIO()
@@ -370,20 +373,22 @@ def _png(image: Any) -> bytes:
 
 
 def _embed(image: Any) -> dict[str, Any]:
-    return {"bytes": None, "path": str(image)} if isinstance(image, (str, os.PathLike)) else {"bytes": _png(image), "path": None}
+    return {"bytes": None, "path": str(image)} if isinstance(image, (str, os.PathLike)) else {"bytes": image_bytes(image), "path": None}
 
 
-def _as_file(image: Any, path: Path) -> str:
+def image_file(image: Any, path: Path, relative: bool = False) -> str:
+    """The path of a picture for the rows of the file `path`. A picture in memory is written to `<name>_images/` beside it first, and its
+    path is then `relative` to the file if that is asked for; other paths are absolute."""
     if isinstance(image, (str, os.PathLike)):
         return os.path.abspath(image)
-    content = _png(image)
+    content = image_bytes(image)
     target = path.parent / f"{path.stem}_images" / f"{hashlib.sha1(content).hexdigest()[:20]}.png"
     if not target.exists():
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}.tmp")
         partial.write_bytes(content)
         os.replace(partial, target)
-    return os.path.relpath(target, path.parent)
+    return os.path.relpath(target, path.parent) if relative else os.path.abspath(target)
 
 
 def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:

@@ -71,13 +71,13 @@ def macro_f1(predicted: Flags, truth: Flags) -> float:
 
 def first_error_accuracy(judged: Sequence[Judged]) -> float | None:
     """Share of solutions whose first wrong step is named, or which are rightly said to have none."""
-    return _share([_first_error_right(item) for item in judged])
+    return _share([first_error_right(item) for item in judged])
 
 
 def process_f1(judged: Sequence[Judged]) -> float:
     """Harmonic mean of `first_error_accuracy` on wrong and on right solutions, as ProcessBench has it (arXiv 2412.06559)."""
-    wrong = _share([_first_error_right(item) for item in judged if first_error(item.truth) is not None]) or 0.0
-    right = _share([_first_error_right(item) for item in judged if first_error(item.truth) is None]) or 0.0
+    wrong = _share([first_error_right(item) for item in judged if first_error(item.truth) is not None]) or 0.0
+    right = _share([first_error_right(item) for item in judged if first_error(item.truth) is None]) or 0.0
     return 2 * wrong * right / (wrong + right) if wrong + right else 0.0
 
 
@@ -115,7 +115,8 @@ def step_report(judged: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def _first_error_right(item: Judged) -> bool:
+def first_error_right(item: Judged) -> bool:
+    """The first wrong step is named, or every step of a sound solution is called right."""
     if first_error(item.truth) is not None:
         return item.located
     # With a step unread, "no error" was never said of this solution.

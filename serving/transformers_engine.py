@@ -160,6 +160,10 @@ class TransformersEngine:
             inputs = self.prompter.processor(text=list(texts), **options)
         except ValueError as error:
             raise InputError(f"the model's processor refuses the prompt: {_first_line(error)}") from error
+        longest = int(inputs["attention_mask"].sum(dim=1).max())
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or longest
+        if longest > limit:
+            raise InputError(f"the prompt has {longest:,} tokens, more than the {limit:,} that {self.name} can read; give a shorter one")
         return dict(inputs.to(self.device))
 
     def _next_logprobs(self, inputs: dict[str, Any]) -> Any:

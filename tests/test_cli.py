@@ -298,7 +298,8 @@ def test_the_commands_of_the_readme_are_understood(monkeypatch):
     monkeypatch.chdir(Path(vlrm.__file__).parent)
     commands_ = readme_commands()
     assert {command[0] for command in commands_} >= {"synth", "train", "search"}
-    for verb, *rest in commands_:
+    for command in commands_:
+        verb, rest = cli.split_verb(command)
         parse(cli.VERBS[verb][0], rest)
 
 
