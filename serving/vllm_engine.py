@@ -82,7 +82,7 @@ class VLLMEngine:
         started = time.perf_counter()
         probes, ids = [], []
         for request in requests:
-            prefix, words = heal(request, choices)
+            prefix, words = heal(request, choices, self.prompter.separator)
             probes.append(replace(request, prefix=prefix, n=1, max_tokens=1, temperature=0.0, stop=(), logprobs=True))
             ids.append(self.prompter.choice_ids(self.prompter.text(probes[-1]), words))
         outputs = self._run(probes, ids)
@@ -133,14 +133,15 @@ class VLLMEngine:
         )
 
     def _completion(self, request: Request, track_ids: Sequence[int], output: Any, prompt_tokens: int) -> Completion:
-        text, spans, _ = self.pieces.decode(output.token_ids, request.stop)
+        text, spans, cut = self.pieces.decode(output.token_ids, request.stop)
         tokens = []
         if request.logprobs or request.track:
             for id, (start, end), place in zip(output.token_ids, spans, output.logprobs, strict=True):
                 tracked = {word: _logprob(place, at) for word, at in zip(request.track, track_ids, strict=True)}
                 tokens.append(Token(id, start, end, place[id].logprob, tracked))
         finish = "length" if output.finish_reason == "length" else "stop"
-        return Completion(text, tuple(tokens), finish, len(output.token_ids), prompt_tokens)
+        met = self.pieces.stopped_at(output.token_ids, text, request.stop) if cut else ""
+        return Completion(text, tuple(tokens), finish, len(output.token_ids), prompt_tokens, met)
 
     def _count(self, outputs: Sequence[Any], seconds: float) -> None:
         read = sum(len(output.prompt_token_ids) for output in outputs)
