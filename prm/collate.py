@@ -182,10 +182,13 @@ class Collator:
         made = {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT, "loss_weights": weights_BT, **kinds}
         return {**{name: value for name, value in prompts.items() if name not in made}, **made}
 
+    def prompt_text(self, item: StepRecord | Sample) -> str:
+        """What stands before the first thing to be learnt, as text."""
+        return self.prompter.text(self.style.prompt(item))
+
     def _prompts(self, items: Sequence[StepRecord | Sample]) -> dict[str, torch.Tensor]:
-        requests = [self.style.prompt(item) for item in items]
-        pictures = open_images([request.images for request in requests])
-        texts = [self.prompter.text(request) for request in requests]
+        pictures = open_images([self.style.prompt(item).images for item in items])
+        texts = [self.prompt_text(item) for item in items]
         extra = {"images": pictures} if any(pictures) else {}
         return dict(self.processor(text=texts, padding=True, return_tensors="pt", add_special_tokens=False, **extra))
 
@@ -214,10 +217,8 @@ class Collator:
         added: dict[tuple[tuple[int, int], ...], int] = {}
         for index in indices:
             item = self.items[index]
-            request = self.style.prompt(item)
-            text = self.prompter.text(request)
-            sizes = tuple(picture_size(image) for image in request.images)
-            bare = len(self.prompter.ids(text))
+            sizes = tuple(picture_size(image) for image in self.style.prompt(item).images)
+            bare = len(self.prompter.ids(self.prompt_text(item)))
             if sizes not in added:
                 added[sizes] = int(self._prompts([item])["attention_mask"].sum()) - bare
             yield bare + added[sizes] + len(self._targets([item])["input_ids"][0])

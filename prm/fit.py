@@ -120,6 +120,7 @@ def fit(
     summary = {
         "run": run,
         "counts": dict(found.counts),
+        "dropped_share": round(1 - (len(train_rows) + len(eval_rows)) / max(1, _all(found)), 4),
         "steps": steps,
         "resumed_from": before,
         "seconds": round(seconds, 1),
@@ -128,8 +129,15 @@ def fit(
     }
     save_scorer(trainer, output_dir, base, scorer_settings(collator), summary, keep_checkpoints, method)
     if progress and trainer.is_world_process_zero():
-        print(f"trained on {len(train_rows)} samples, {steps} steps in {seconds:.0f} s ({speed:.1f} samples/s): {output_dir}")
+        dropped = f", {summary['dropped_share']:.1%} of the data dropped" if summary["dropped_share"] else ""
+        print(f"trained on {len(train_rows)} samples, {steps} steps in {seconds:.0f} s ({speed:.1f} samples/s){dropped}: {output_dir}")
     return summary
+
+
+def _all(found: Survey) -> int:
+    """How many items were looked at. (`found.counts` names the dropped ones by reason; _fitting adds those that are too long.)"""
+    short = found.counts["dropped: longer than max_length"]
+    return len(found.indices) + sum(count for name, count in found.counts.items() if name.startswith("dropped: ")) - short
 
 
 def _per_step(recipe: Training) -> int:

@@ -78,6 +78,8 @@ def save_scorer(
     dtype = AutoConfig.from_pretrained(base).dtype
     if dtype is not None and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
         trainer.model.to(dtype)  # as the base model was stored
+    if method == "step_head" and hasattr(trainer.model, "merge_and_unload"):
+        trainer.model = trainer.model.merge_and_unload()  # servers take no adapters for a head
     trainer.save_model(str(aside))  # every process of a distributed run takes part
     if not trainer.is_world_process_zero():
         return

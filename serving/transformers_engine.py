@@ -43,7 +43,7 @@ class TransformersEngine:
         trust_remote_code: bool = False,
     ):
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+        from transformers import AutoProcessor, GenerationConfig
 
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype == "fast":
@@ -54,7 +54,7 @@ class TransformersEngine:
             raise InputError(f"dtype must be float32, bfloat16, float16, auto or fast, got {dtype!r}")
         try:
             processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-            model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = self._load(path, dtype=dtype, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, ImportError, KeyError) as error:
             raise InputError(f"transformers cannot load an image-text-to-text model from {path}: {_first_line(error)}") from error
         if adapter is not None:
@@ -79,6 +79,12 @@ class TransformersEngine:
         self.max_batch_tokens = max_batch_tokens or 1024 * self.batch_size
         self.name = f"transformers:{path}" + (f"+{adapter}" if adapter else "")
         self.usage = Usage()
+
+    @staticmethod
+    def _load(path: str | Path, **options: Any) -> Any:
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText.from_pretrained(path, **options)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """`n` completions for each request, in order."""

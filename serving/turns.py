@@ -132,8 +132,12 @@ def choice_ids(prompter: Prompter, chat: Chat, choices: Sequence[str]) -> list[i
     return found[0]
 
 
-def read_at_once(engine: Any, requests: Sequence[Request], choices: Sequence[str]) -> list[list[Turn]]:
-    """All places of all requests by a `TransformersEngine`, one forward pass for each batch of requests."""
+def read_at_once(engine: Any, requests: Sequence[Request], choices: Sequence[str], values: Any = None) -> list[list[Turn]]:
+    """All places of all requests by a `TransformersEngine`, one forward pass for each batch of requests.
+
+    `values(model, inputs, rows, columns, ids_NK)` gives the (N, K) log-probabilities of the choices whose words stand, or will
+    stand, at the given places; by default those of the model's own next token there.
+    """
     import torch
 
     chats = [render_turns(engine.prompter, request) for request in requests]
@@ -153,14 +157,22 @@ def read_at_once(engine: Any, requests: Sequence[Request], choices: Sequence[str
                 if filler >= 0 and int(inputs["input_ids"][row, place]) != filler:
                     raise EngineError(f"{engine.name}: a verdict's place was not found again after the pictures were put in")
                 rows.append(row)
-                columns.append(place - 1)
+                columns.append(place)
                 owners.append(index)
         with torch.inference_mode(), engine._enough_memory():
-            logprobs_NV = torch.log_softmax(logits_at(engine.model, inputs, rows, columns).float(), dim=-1)
-        for number, (index, column) in enumerate(zip(owners, columns, strict=True)):
-            values = logprobs_NV[number, ids[index]].tolist()
-            results[index].append(Turn(dict(zip(choices, values, strict=True)), column + 1))
+            ids_NK = torch.tensor([ids[index] for index in owners], device=engine.device)
+            logprobs_NK = (values or word_logprobs)(engine.model, inputs, rows, columns, ids_NK)
+        for index, column, row in zip(owners, columns, logprobs_NK.tolist(), strict=True):
+            results[index].append(Turn(dict(zip(choices, row, strict=True)), column))
     return results
+
+
+def word_logprobs(model: Any, inputs: Mapping[str, Any], rows: Sequence[int], columns: Sequence[int], ids_NK: Any) -> Any:
+    """(N, K) log-probabilities of the words at the given places, predicted by the token before."""
+    import torch
+
+    logits_NV = logits_at(model, inputs, rows, [column - 1 for column in columns]).float()
+    return torch.log_softmax(logits_NV, dim=-1).gather(1, ids_NK)
 
 
 def logits_at(model: Any, inputs: Mapping[str, Any], rows: Sequence[int], columns: Sequence[int]) -> Any:
