@@ -273,8 +273,10 @@ def run_search(settings: Search) -> None:
         if not scored:
             return (policy,)
         with fitting("scorer_options", settings.scorer):
-            options = (settings.scorer_engine, settings.scorer_options, settings.scorer_method)
-            return policy, load_scorer(settings.scorer, *options, **settings.scorer_settings)
+            named = {} if settings.scorer_method == "gm_prm" else {"method": settings.scorer_method}
+            return policy, load_scorer(
+                settings.scorer, settings.scorer_engine, settings.scorer_options, **named, **settings.scorer_settings
+            )
 
     remembered = {name: value for name, value in asdict(settings).items() if name not in _NOT_IN_RESULTS}
     with progress(settings.method, len(problems)) as done:

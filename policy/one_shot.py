@@ -33,18 +33,14 @@ def one_shot(
 class Whole:
     """A scorer that judges every text as one step; what it spends is the other's too."""
 
-    def __init__(self, scorer: Scorer | None):
-        if scorer is not None and not hasattr(scorer, "max_steps"):
-            raise InputError(f"one_shot needs a scorer that can judge a text as one step (max_steps), got {type(scorer).__name__}")
-        self.whole, self.scorer = copy.copy(scorer), scorer
-        self.usage = Usage()
-        if scorer is not None:
-            self.whole.max_steps, self.whole.usage = 1, Usage()
+    def __init__(self, scorer: Scorer):
+        self.whole, self.scorer, self.usage = copy.copy(scorer), scorer, Usage()
 
     def __call__(self, samples: Sequence[Sample]) -> list[Score]:
-        before = self.whole.usage
+        if not hasattr(self.whole, "max_steps"):
+            raise InputError(f"one_shot needs a scorer that can judge a text as one step (max_steps), got {type(self.scorer).__name__}")
+        self.whole.max_steps, self.whole.usage = 1, Usage()
         scores = self.whole(samples)
-        spent = self.whole.usage - before
-        self.usage += spent
-        self.scorer.usage += spent
+        self.usage += self.whole.usage
+        self.scorer.usage += self.whole.usage
         return scores

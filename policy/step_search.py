@@ -1,7 +1,8 @@
 """What the step searches share: solutions that grow by one step a round, in lockstep over all problems.
 
 A round is one call of the policy and one of the scorer, whatever the number of problems. A step ends at a stop string; the string
-is put back before the next step, so that the policy's text is just what it would have written in one go.
+is put back before the next step, so that the policy's text is just what it would have written in one go. (A server that does not say
+which string it stopped at is taken to have stopped before a "Step" line where the solution has such lines.)
 """
 
 from __future__ import annotations

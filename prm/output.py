@@ -26,9 +26,10 @@ def finished(output_dir: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary of the same run if it is complete in this folder; InputError if another run is."""
     try:
         summary = json.loads((output_dir / CARD).read_text(encoding="utf-8"))["training"]
-        _check_same(summary["run"], run, output_dir)
+        old = dict(summary["run"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    _check_same(old, run, output_dir)
     return summary
 
 

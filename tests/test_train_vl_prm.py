@@ -168,11 +168,12 @@ def test_a_head_is_read_at_the_word_itself(tiny, processor, tmp_path, labels):
 
 
 def lesson(count, seed=0):
-    """Whether the named colour is the picture's: what a picture decides and nothing else."""
+    """Whether the picture is red: the text says the same every time."""
     rng, records = random.Random(seed), []
     for i in range(count):
-        true, said = rng.choice(COLORS), rng.choice(COLORS)
-        records.append(StepRecord(f"l{seed}-{i}", "Color?", (f"It is {said}.", "So it is."), (picture(true),), judge=(said == true, True)))
+        color = rng.choice(("red", "blue"))
+        steps, labels = ("It is red.", "So it is."), (color == "red", True)
+        records.append(StepRecord(f"l{seed}-{i}", "Color?", steps, (Image.new("RGB", (96, 96), color),), judge=labels))
     return records
 
 
@@ -180,7 +181,7 @@ def lesson(count, seed=0):
 def trained(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     summary = train_vl_prm(
-        tiny, [*lesson(192), record(1, mc_scores=(0.5, 0.5, 0.5))], folder / "out", epochs=12, learning_rate=3e-3, freeze_vision=False,
+        tiny, [*lesson(96), record(1, mc_scores=(0.5, 0.5, 0.5))], folder / "out", epochs=4, learning_rate=3e-3, freeze_vision=False,
         label_source="judge", **QUICK | {"batch_size": 16},
     )  # fmt: skip
     return folder / "out", summary
@@ -188,15 +189,15 @@ def trained(tiny, tmp_path_factory):
 
 def test_it_learns_to_look(trained):
     folder, summary = trained
-    assert summary["counts"]["records"] == 192 and summary["counts"]["dropped: no hard labels"] == 1
-    assert summary["dropped_share"] == pytest.approx(1 / 193, abs=1e-4)
+    assert summary["counts"]["records"] == 96 and summary["counts"]["dropped: no hard labels"] == 1
+    assert summary["dropped_share"] == pytest.approx(1 / 97, abs=1e-4)
     assert summary["counts"]["steps trained on"] == summary["counts"]["steps"] - summary["counts"]["steps trained on, negative"] - 3
     scorer = load_scorer(folder)
     assert isinstance(scorer, VLPRM) and scorer.style.system == "" and scorer.style.words == ("+", "-")
     held_out = lesson(40, seed=1)
     scores = scorer([Sample(Problem(r.id, r.question, r.images), f"Step 1: {r.steps[0]}\nStep 2: {r.steps[1]}") for r in held_out])
     right = [(score.steps[0] >= 0.5) == r.judge[0] for score, r in zip(scores, held_out, strict=True)]
-    assert sum(right) >= 36, "a verifier that has learnt nothing gets 27"
+    assert sum(right) >= 38, "one that does not look gets half"
     card = json.loads((folder / "vlrm.json").read_text())
     assert card["scorer"].endswith("VLPRM") and "VL-PRM" in (folder / "README.md").read_text()
 
@@ -205,7 +206,7 @@ def test_a_finished_run_is_not_repeated_and_settings_are_stored(tiny, trained, t
     folder, _ = trained
     with pytest.raises(InputError, match="other data"):
         train_vl_prm(
-            tiny, lesson(4), folder, epochs=12, learning_rate=3e-3, freeze_vision=False, label_source="judge", **QUICK | {"batch_size": 16}
+            tiny, lesson(4), folder, epochs=4, learning_rate=3e-3, freeze_vision=False, label_source="judge", **QUICK | {"batch_size": 16}
         )
     train_vl_prm(tiny, RECORDS, tmp_path, max_steps=1, scorer_settings={"score": "reward", "beta": 0.0}, **QUICK)
     assert load_scorer(tmp_path).score == "reward" and load_scorer(tmp_path, beta=0.5).beta == 0.5
@@ -287,8 +288,8 @@ def test_what_cannot_be_trained_on_is_said(tiny, tmp_path):
         with pytest.raises(InputError):
             train_vl_prm(tiny, RECORDS, tmp_path, **QUICK | wrong)
     with pytest.raises(InputError, match="tokens"):
-        train_vl_prm(tiny, RECORDS, tmp_path, words=("excellent", "-"), **QUICK)
-    assert not (tmp_path / "vlrm.json").exists()
+        train_vl_prm(tiny, RECORDS, tmp_path / "words", words=("excellent", "-"), **QUICK)
+    assert not (tmp_path / "words" / "vlrm.json").exists() and not (tmp_path / "vlrm.json").exists()
 
 
 def test_the_train_command_offers_what_the_function_takes():
