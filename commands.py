@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from .config import JSON
@@ -99,19 +99,34 @@ class Train:
     model: str = key("model to start from: a folder, a hub name, or the built-in tiny")
     data: str = key("step records: .jsonl, .json or .parquet")
     output_dir: str = key("folder for the trained scorer")
-    method: Literal["gm_prm"] = key("what is trained", "gm_prm")
+    method: Literal["gm_prm", "vl_prm"] = key("gm_prm writes critiques, vl_prm answers every step with + or -", "gm_prm")
     eval_data: str | None = key("step records that the loss is also measured on", None)
     image_root: str | None = key("folder that image paths are relative to; else the data file's", None)
     scorer_settings: JSON = key('settings stored with the scorer, such as {"aggregation": "min"}', None)
     resume: bool = key("go on from the last checkpoint; false starts afresh", True)
     keep_checkpoints: bool = key("keep the checkpoints when the training is done", False)
     progress: bool = key("show a bar", True)
-    words: list[str] = key("the two verdict words, the positive one first", ["Correct", "Incorrect"])
-    stop_at_first_error: bool = key("targets end after the first wrong step", False)
-    instructions: str = key("text put after every prompt, in training and in use", "")
-    consistency: Literal["exact", "first_error", "outcome"] = key("how critiques must agree with Monte-Carlo labels", "first_error")
-    verdict_weight: float = key("weight of the loss at verdict words; 1 is the plain loss", 3.0)
-    correction_weight: float = key("weight of the loss at the corrected step; 1 is the plain loss", 1.0)
+    words: list[str] = key("gm_prm: the two verdict words, the positive one first", ["Correct", "Incorrect"])
+    stop_at_first_error: bool = key("gm_prm: targets end after the first wrong step", False)
+    instructions: str = key("gm_prm: text put after every prompt, in training and in use", "")
+    consistency: Literal["exact", "first_error", "outcome"] = key("gm_prm: how critiques must agree with Monte-Carlo labels", "first_error")
+    verdict_weight: float = key("gm_prm: weight of the loss at verdict words; 1 is the plain loss", 3.0)
+    correction_weight: float = key("gm_prm: weight of the loss at the corrected step; 1 is the plain loss", 1.0)
+    verdict_words: list[str] = key("vl_prm: the verdict words, the positive one first; if none are given + and -, for advantage + = -", [])
+    system: str | None = key("vl_prm: system text; if none is given the paper's in our words, an empty one is left out", None)
+    system_role: bool | None = key(
+        "vl_prm: a system turn, or the text in the first user's turn; if not said, as the chat template can", None
+    )
+    headers: bool = key("vl_prm: show the headers of sections whose kinds are known", True)
+    target: Literal["hard", "soft", "value", "advantage"] = key("vl_prm: 1 or 0, shares, Monte-Carlo above the threshold, change", "hard")
+    label_source: Literal["auto", "labels", "judge", "critiques", "mc_scores"] = key("vl_prm: column that labels are taken from", "auto")
+    threshold: float = key("vl_prm: a share is negative unless it is above this", 0.0)
+    after_error: Literal["truncate", "negative", "keep"] = key("vl_prm: steps after the first negative one", "truncate")
+    label_kinds: list[str] = key("vl_prm: sections that are trained on", ["perception", "reasoning"])
+    loss: Literal["vocabulary", "choice"] | None = key(
+        "vl_prm: over all words or the verdict words; if not said, as the target wants", None
+    )
+    head: int = key("vl_prm: 1 or 2 labels of a linear head on the token that ends a step, instead of words", 0)
     lora: bool = key("train a LoRA adapter instead of all weights", False)
     lora_settings: JSON = key('settings of peft.LoraConfig, such as {"r": 16, "lora_alpha": 32}; implies lora', None)
     freeze_vision: bool = key("leave the picture encoder as it is", True)
@@ -135,9 +150,32 @@ class Train:
     seed: int = key("seed of order and dropout", 0)
 
 
+# Keys of `Train` that belong to one method only.
+_TRAIN_ONLY = {
+    "gm_prm": ("words", "stop_at_first_error", "instructions", "consistency", "verdict_weight"),
+    "vl_prm": (
+        "verdict_words", "system", "system_role", "headers", "target", "label_source", "threshold", "after_error", "label_kinds", "loss",
+        "head",
+    ),
+}  # fmt: skip
+
+
+def _default(item: Any) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
 def train_arguments(settings: Train) -> dict[str, Any]:
-    """The settings as arguments of the library's training function."""
-    arguments = asdict(settings)
+    """The settings as arguments of the method's training function."""
+    arguments, defaults = asdict(settings), {item.name: _default(item) for item in fields(Train)}
+    for method, names in _TRAIN_ONLY.items():
+        if method != settings.method:
+            for name in names:
+                if arguments.pop(name) != defaults[name]:
+                    raise InputError(f"{name} belongs to --method {method}, not {settings.method}; leave it out")
+    if settings.method == "vl_prm":
+        arguments["words"] = arguments.pop("verdict_words") or None
+        if arguments["system"] is None:
+            del arguments["system"]
     arguments["records"], arguments["eval_records"] = arguments.pop("data"), arguments.pop("eval_data")
     arguments["lora"] = arguments.pop("lora_settings") or arguments["lora"]
     del arguments["method"]
@@ -146,8 +184,9 @@ def train_arguments(settings: Train) -> dict[str, Any]:
 
 def run_train(settings: Train) -> None:
     from .prm.train import train_gm_prm
+    from .prm.train_vl_prm import train_vl_prm
 
-    {"gm_prm": train_gm_prm}[settings.method](**train_arguments(settings))
+    {"gm_prm": train_gm_prm, "vl_prm": train_vl_prm}[settings.method](**train_arguments(settings))
     say(f"trained scorer in {settings.output_dir}")
 
 
@@ -163,7 +202,9 @@ class Search:
     policy: str = key("policy engine: transformers:PATH, vllm:PATH, http://host:port/v1, or tiny-policy")
     output: str = key("JSONL file for the results")
     scorer: str | None = key("folder that vlrm train wrote, or a URL; self_consistency needs none", None)
-    method: Literal["self_consistency", "best_of_n", "weighted_best_of_n", "refined_best_of_n"] = key("search method", "refined_best_of_n")
+    method: Literal[
+        "self_consistency", "best_of_n", "weighted_best_of_n", "refined_best_of_n", "one_shot", "guided_greedy", "beam_search", "dvts"
+    ] = key("search method", "refined_best_of_n")
     n: int = key("candidates for each problem", 8)
     seed: int = key("seed of all sampling", 0)
     temperature: float = key("sampling temperature", 0.8)
@@ -177,7 +218,14 @@ class Search:
     fix: bool = key("refined: false is the control that goes on from the same place without the correction", True)
     reuse_scores: bool = key("refined: keep the first critiques for the final choice", True)
     rounds: int = key("refined: how often a candidate may be corrected", 1)
+    beam_width: int = key("beam_search, dvts: continuations of each kept partial solution; n is a multiple of it", 4)
+    max_rounds: int | None = key("step searches: steps at most; if not said 40, for guided_greedy 100", None)
+    rank: str = key("step searches: partial solutions are compared by last, mean, min, product, geometric_mean, or score", "last")
+    step_stop: list[str] = key("step searches: strings that end a step; if none is given the next Step line, or a blank line", [])
+    dedupe: bool = key("step searches: equal partial solutions count once", True)
+    max_policy_tokens: int | None = key("step searches: tokens that the policy may write for one problem", None)
     scorer_engine: Literal["transformers", "vllm"] = key("engine for a scorer folder", "transformers")
+    scorer_method: Literal["gm_prm", "vl_prm"] = key("what a scorer that is a URL is; a folder says so itself", "gm_prm")
     scorer_settings: JSON = key('settings of the scorer, such as {"aggregation": "min"}', None)
     scorer_options: JSON = key('options of the scorer\'s engine, such as {"gpu_memory_utilization": 0.4}', None)
     policy_options: JSON = key("options of the policy's engine", None)
@@ -190,6 +238,13 @@ class Search:
 # What a result does not depend on: these may change between an interrupted run and the one that goes on.
 _NOT_IN_RESULTS = ("problems", "output", "image_root", "limit", "chunk")
 _REFINED = ("no_error", "no_correction", "fix", "reuse_scores", "rounds")
+_STEPS = ("rank", "step_stop", "dedupe", "max_policy_tokens", "max_rounds")
+_OWN = {
+    "refined_best_of_n": _REFINED,
+    "guided_greedy": _STEPS,
+    "beam_search": (*_STEPS, "beam_width"),
+    "dvts": (*_STEPS, "beam_width"),
+}
 _SAMPLING = ("n", "seed", "temperature", "top_p", "top_k", "max_tokens", "stop", "instruction")
 
 
@@ -205,8 +260,11 @@ def run_search(settings: Search) -> None:
     scored = settings.method != "self_consistency"
     if scored and not settings.scorer:
         raise InputError(f"{settings.method} needs --scorer, a folder that `vlrm train` wrote or a URL")
-    names = _SAMPLING + (_REFINED if settings.method == "refined_best_of_n" else ())
-    method = partial(SEARCH[settings.method], **{name: getattr(settings, name) for name in names})
+    names = _SAMPLING + _OWN.get(settings.method, ())
+    chosen = {name: getattr(settings, name) for name in names}
+    if chosen.get("max_rounds", 0) is None:
+        del chosen["max_rounds"]
+    method = partial(SEARCH[settings.method], **chosen)
     method([], None, None) if scored else method([], None)  # checks the settings before anything is loaded
     problems = read_problems(settings.problems, image_root=settings.image_root, limit=settings.limit)
 
@@ -217,7 +275,10 @@ def run_search(settings: Search) -> None:
         if not scored:
             return (policy,)
         with fitting("scorer_options", settings.scorer):
-            return policy, load_scorer(settings.scorer, settings.scorer_engine, settings.scorer_options, **settings.scorer_settings)
+            named = {} if settings.scorer_method == "gm_prm" else {"method": settings.scorer_method}
+            return policy, load_scorer(
+                settings.scorer, settings.scorer_engine, settings.scorer_options, **named, **settings.scorer_settings
+            )
 
     remembered = {name: value for name, value in asdict(settings).items() if name not in _NOT_IN_RESULTS}
     with progress(settings.method, len(problems)) as done:

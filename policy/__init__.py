@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from .beam_search import beam_search
 from .best_of_n import best_of_n, weighted_best_of_n
+from .dvts import dvts
+from .guided_greedy import guided_greedy
+from .one_shot import one_shot
 from .refined_best_of_n import refined_best_of_n
 from .result import Candidate, SearchResult
 from .sampling import sample_pool
@@ -13,6 +17,10 @@ SEARCH = {
     "best_of_n": best_of_n,
     "weighted_best_of_n": weighted_best_of_n,
     "refined_best_of_n": refined_best_of_n,
+    "one_shot": one_shot,
+    "guided_greedy": guided_greedy,
+    "beam_search": beam_search,
+    "dvts": dvts,
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ import math
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -118,14 +118,17 @@ class Survey:
     digest: str
 
 
-def survey(items: Sequence[StepRecord | Sample], style: TargetStyle, consistency: str) -> Survey:
-    """Looks at every item once: consistency of its labels, its pictures' headers (InputError for one that cannot be used), its text.
+def survey(
+    items: Sequence[StepRecord | Sample], style: Any, consistency: str, check: Callable[[StepRecord, str], str | None] = fault
+) -> Survey:
+    """Looks at every item once: its labels (`check` gives a reason against it), its pictures' headers (InputError for one that cannot
+    be used), its text.
 
     The rough length is in characters: good enough to batch alike lengths.
     """
     indices, lengths, counts, digest, seen = [], [], Counter[str](), hashlib.sha1(), set[str]()
     for index, item in enumerate(items):
-        reason = fault(item, consistency) if isinstance(item, StepRecord) else None
+        reason = check(item, consistency) if isinstance(item, StepRecord) else None
         if reason is not None:
             counts[f"dropped: {reason}"] += 1
             continue
@@ -134,7 +137,7 @@ def survey(items: Sequence[StepRecord | Sample], style: TargetStyle, consistency
             if not (isinstance(image, str) and image in seen):
                 picture_size(image)
                 seen.add(str(image))
-        text = prompt.messages[0]["content"][-1]["text"]
+        text = "\0".join(message["content"][-1]["text"] for message in prompt.messages)
         digest.update(f"{text}\0{target}\0".encode(errors="replace"))
         counts["records" if isinstance(item, StepRecord) else "solutions"] += 1
         indices.append(index)
@@ -145,7 +148,7 @@ def survey(items: Sequence[StepRecord | Sample], style: TargetStyle, consistency
 class Collator:
     """Rows `{"index": i}` become a batch for item i of `items`.
 
-    Labels are -100 outside of the assistant's turn. `loss_weights` (B, T) are 1 on labelled tokens, `verdict_weight` on those of the
+    Labels are -100 where nothing is to be learnt. `loss_weights` (B, T) are 1 on labelled tokens, `verdict_weight` on those of the
     verdict words, `correction_weight` on those of the corrected step, 0 elsewhere.
     """
 
@@ -181,15 +184,19 @@ class Collator:
             ids_BT[b, :start], ids_BT[b, start:end], labels_BT[b, start:end] = head, tail, tail
             mask_BT[b, :end] = 1
             weights_BT[b, start:end] = torch.tensor(targets["weights"][b])
+            labels_BT[b, weights_BT[b] == 0] = -100
             for name, kind_BT in kinds.items():
                 kind_BT[b, :start] = prompts[name][b][prompts["attention_mask"][b].bool()]
         made = {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT, "loss_weights": weights_BT, **kinds}
         return {**{name: value for name, value in prompts.items() if name not in made}, **made}
 
+    def prompt_text(self, item: StepRecord | Sample) -> str:
+        """What stands before the first thing to be learnt, as text."""
+        return self.prompter.text(self.style.prompt(item))
+
     def _prompts(self, items: Sequence[StepRecord | Sample]) -> dict[str, torch.Tensor]:
-        requests = [self.style.prompt(item) for item in items]
-        pictures = open_images([request.images for request in requests])
-        texts = [self.prompter.text(request) for request in requests]
+        pictures = open_images([self.style.prompt(item).images for item in items])
+        texts = [self.prompt_text(item) for item in items]
         extra = {"images": pictures} if any(pictures) else {}
         return dict(self.processor(text=texts, padding=True, return_tensors="pt", add_special_tokens=False, **extra))
 
@@ -229,10 +236,8 @@ class Collator:
         added: dict[tuple[tuple[int, int], ...], int] = {}
         for index in indices:
             item = self.items[index]
-            request = self.style.prompt(item)
-            text = self.prompter.text(request)
-            sizes = tuple(picture_size(image) for image in request.images)
-            bare = len(self.prompter.ids(text))
+            sizes = tuple(picture_size(image) for image in self.style.prompt(item).images)
+            bare = len(self.prompter.ids(self.prompt_text(item)))
             if sizes not in added:
                 added[sizes] = int(self._prompts([item])["attention_mask"].sum()) - bare
             yield bare + added[sizes] + len(self._targets([item])["input_ids"][0])

@@ -17,7 +17,7 @@ from typing import Any
 from .. import __version__
 from ..types import InputError
 
-SCORER = "vlrm.prm.gm_prm:GMPRM"
+SCORERS = {"gm_prm": "vlrm.prm.gm_prm:GMPRM", "vl_prm": "vlrm.prm.vl_prm:VLPRM", "step_head": "vlrm.prm.step_head:StepHeadPRM"}
 CARD = "vlrm.json"
 RUN = "run.json"
 
@@ -26,9 +26,10 @@ def finished(output_dir: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary of the same run if it is complete in this folder; InputError if another run is."""
     try:
         summary = json.loads((output_dir / CARD).read_text(encoding="utf-8"))["training"]
-        _check_same(summary["run"], run, output_dir)
+        old = dict(summary["run"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    _check_same(old, run, output_dir)
     return summary
 
 
@@ -62,7 +63,13 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], output_dir: Path
 
 
 def save_scorer(
-    trainer: Any, output_dir: Path, base: str, settings: Mapping[str, Any], summary: Mapping[str, Any], keep_checkpoints: bool
+    trainer: Any,
+    output_dir: Path,
+    base: str,
+    settings: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    keep_checkpoints: bool,
+    method: str = "gm_prm",
 ) -> None:
     """Writes model, processor, card and `vlrm.json`: into a folder aside, then file by file to their places, `vlrm.json` last."""
     from transformers import AutoConfig
@@ -72,11 +79,13 @@ def save_scorer(
     dtype = AutoConfig.from_pretrained(base).dtype
     if dtype is not None and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
         trainer.model.to(dtype)  # as the base model was stored
+    if method == "step_head" and hasattr(trainer.model, "merge_and_unload"):
+        trainer.model = trainer.model.merge_and_unload()  # servers take no adapters for a head
     trainer.save_model(str(aside))  # every process of a distributed run takes part
     if not trainer.is_world_process_zero():
         return
     (aside / "training_args.bin").unlink(missing_ok=True)
-    (aside / "README.md").write_text(_model_card(base, settings, summary), encoding="utf-8")
+    (aside / "README.md").write_text(_model_card(base, settings, summary, method), encoding="utf-8")
     for path in sorted(aside.iterdir()):
         if (target := output_dir / path.name).is_dir():
             shutil.rmtree(target)
@@ -84,7 +93,7 @@ def save_scorer(
     aside.rmdir()
     name = summary["run"]["model"]
     base = str(Path(name).resolve()) if Path(name).is_dir() else name
-    card = {"scorer": SCORER, "base": base, "settings": dict(settings), "training": dict(summary), "version": __version__}
+    card = {"scorer": SCORERS[method], "base": base, "settings": dict(settings), "training": dict(summary), "version": __version__}
     _write_json(output_dir / CARD, card)
     if not keep_checkpoints:
         shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
@@ -96,7 +105,25 @@ def _write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def _model_card(base: str, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+_WHAT = {
+    "gm_prm": (
+        "A generative multimodal process reward model",
+        "to write a critique of a solution step by step, with the first wrong step corrected\n(GM-PRM, arXiv 2508.04088)",
+    ),
+    "vl_prm": (
+        "A vision-language process reward model",
+        "to answer every step of a solution with its verdict word\n(VL-PRM, arXiv 2509.23250)",
+    ),
+    "step_head": (
+        "A vision-language process reward model with a scalar head",
+        "to give every step of a solution a number, by a head on the token that\nends it (the form of VL-PRM, arXiv 2509.23250)",
+    ),
+}
+
+
+def _model_card(base: str, settings: Mapping[str, Any], summary: Mapping[str, Any], method: str) -> str:
+    title, what = _WHAT[method]
+
     def table(values: Mapping[str, Any]) -> str:
         rows = [f"| {name} | {json.dumps(value, ensure_ascii=False)} |" for name, value in values.items()]
         return "\n".join(["| | |", "|---|---|", *rows])
@@ -105,12 +132,11 @@ def _model_card(base: str, settings: Mapping[str, Any], summary: Mapping[str, An
     return f"""---
 library_name: vlrm
 base_model: {base}
-tags: [process-reward-model, gm-prm]
+tags: [process-reward-model, {method.replace("_", "-")}]
 ---
-# A generative multimodal process reward model
+# {title}
 
-Fine-tuned from `{base}` by `vlrm train` to write a critique of a solution step by step, with the first wrong step corrected
-(GM-PRM, arXiv 2508.04088). Use it with
+Fine-tuned from `{base}` by `vlrm train` {what}. Use it with
 
 ```python
 import vlrm

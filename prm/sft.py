@@ -55,6 +55,54 @@ class CritiqueTrainer(SFTTrainer):
         """The finished model gets its card from `train_gm_prm`; TRL would write one at every checkpoint."""
 
 
+class VerdictTrainer(CritiqueTrainer):
+    """CritiqueTrainer that learns a distribution over the verdict words at each labelled place.
+
+    The batch's `verdict_targets` (B, T, K) and `verdict_ids` (K,) say which. The loss is the cross-entropy against them, of the words among
+    the whole vocabulary or, with `choice_loss`, among themselves; a network with a `score` head gives the words' logits itself, at the
+    word's own place (one logit stands for the positive word against 0).
+    """
+
+    def __init__(self, *args: Any, choice_loss: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.choice_loss = choice_loss
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        import torch
+        from trl.trainer.utils import FusedCausalLMOutput
+
+        targets_BTK, ids_K = inputs.pop("verdict_targets"), inputs.pop("verdict_ids")
+        inputs.pop("loss_weights")
+        head = hasattr(self.accelerator.unwrap_model(model), "score")
+
+        def verdicts(fused_lm_head: bool = False, labels: Any = None, num_items_in_batch: Any = None, **forward: Any) -> Any:
+            # TRL's places are those of the tokens from the second one on, each predicted by the token before it.
+            mask_BT = labels[:, 1:] != -100
+            rows, columns = mask_BT.nonzero(as_tuple=True)
+            kept, where = torch.unique(columns + head, return_inverse=True)
+            logits_NV = model(**forward, logits_to_keep=kept).logits[rows, where].float()
+            if head:
+                logits_NK = logits_NV if logits_NV.shape[-1] == 2 else torch.cat([logits_NV, torch.zeros_like(logits_NV)], dim=-1)
+            else:
+                logits_NK = logits_NV[:, ids_K]
+            whole_N1 = (logits_NK if self.choice_loss or head else logits_NV).logsumexp(dim=-1, keepdim=True)
+            targets_NK = targets_BTK[:, 1:][mask_BT]
+            right_N = logits_NK.argmax(-1) == targets_NK.argmax(-1)
+            self._metrics["train" if self.model.training else "eval"]["verdict_accuracy"].append(right_N.float().mean().item())
+
+            def spread(values_N: torch.Tensor) -> torch.Tensor:
+                return values_N.new_zeros(mask_BT.shape).index_put((rows, columns), values_N)
+
+            log_probs = spread((targets_NK * (logits_NK - whole_N1)).sum(dim=-1))
+            return FusedCausalLMOutput(log_probs=log_probs, entropy=log_probs.new_zeros(()), is_top1=spread(right_N), label_mask=mask_BT)
+
+        loss = super(CritiqueTrainer, self).compute_loss(verdicts, inputs, *args, **kwargs)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics.pop("entropy", None)
+        metrics.pop("mean_token_accuracy", None)
+        return loss
+
+
 class InOrder(Sampler):
     def __init__(self, order: Sequence[int]):
         self.order = order

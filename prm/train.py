@@ -9,24 +9,20 @@ those of its peers; `verdict_weight` multiplies the loss at the verdict words an
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..serving.load import model_path
 from ..types import InputError, Sample
-from .collate import Collator, Joined, Survey, TargetStyle, batch_order, open_records, survey
-from .output import finished, prepare_folder, save_scorer
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports usage otherwise
+from .collate import Collator, Joined, TargetStyle, open_records, survey
+from .fit import Training, fit, known
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train. Two runs with equal recipes, data and machine give equal weights."""
+class Recipe(Training):
+    """How to train a GM-PRM: what `Training` has, and the form of the critiques."""
 
     words: Sequence[str] = ("Correct", "Incorrect")  # the verdict words, the positive one first
     stop_at_first_error: bool = False  # targets end after the first wrong step
@@ -34,43 +30,12 @@ class Recipe:
     consistency: str = "first_error"  # exact, first_error or outcome: which records have labels that agree
     verdict_weight: float = 3.0  # weight of the loss at verdict words
     correction_weight: float = 1.0  # weight of the loss at the corrected step: one step in a whole critique
-    lora: bool | Mapping[str, Any] | None = False  # True, or settings of peft.LoraConfig (r 16, lora_alpha 32 unless given)
-    freeze_vision: bool = True  # no gradients for the picture encoder (full training; LoRA freezes all but the adapters)
-    epochs: int = 1
-    max_steps: int | None = None  # optimizer steps; overrides epochs
-    learning_rate: float | None = None  # None: 1e-5, with LoRA 1e-4
-    schedule: str = "cosine"
-    warmup: float = 0.03  # a share of the steps below 1, else their number
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    batch_size: int = 8  # samples on each device in each forward pass
-    gradient_accumulation: int = 1
-    max_length: int | None = None  # samples of more tokens are dropped and counted, never cut
-    bf16: bool | None = None  # bfloat16 arithmetic; None: where the machine is quick at it
-    dtype: str | None = None  # of the weights; None: float32, with LoRA and bf16 bfloat16
-    attention: str | None = None  # transformers' attn_implementation; None: the quickest known here
-    gradient_checkpointing: bool = False
-    workers: int = 1  # processes that make batches
-    save_steps: int = 500
-    logging_steps: int = 10
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation", "save_steps", "logging_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("max_steps", "max_length", "learning_rate", "verdict_weight", "correction_weight"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
+        super().__post_init__()
+        for name in ("verdict_weight", "correction_weight"):
+            if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
-
-    @property
-    def peak_learning_rate(self) -> float:
-        return self.learning_rate or (1e-4 if self.lora else 1e-5)
-
-    def identity(self) -> dict[str, Any]:
-        """What must stay equal for an interrupted run to go on."""
-        free = ("workers", "save_steps", "logging_steps", "attention")
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items() if name not in free}
 
 
 def train_gm_prm(
@@ -98,149 +63,31 @@ def train_gm_prm(
     Raises InputError for what cannot be used.
     """
     output_dir, base = Path(output_dir), model_path(str(model))
-    recipe = Recipe(**_known(recipe))
-    style = TargetStyle(tuple(recipe.words), recipe.stop_at_first_error, recipe.instructions)
+    settings = known(Recipe, recipe, "train_gm_prm")
+    style = TargetStyle(tuple(settings.words), settings.stop_at_first_error, settings.instructions)
     train_part = open_records(records, image_root)
     eval_part = open_records(eval_records, image_root) if eval_records is not None else ()
     items, n_train = Joined(train_part, solutions, eval_part), len(train_part) + len(solutions)
-    found = survey(items, style, recipe.consistency)
-    run = {"model": str(model), "data": found.digest, **recipe.identity()}
-    if resume and (summary := finished(output_dir, run)):
-        return summary
-    prepare_folder(output_dir, run, resume)
+    found = survey(items, style, settings.consistency)
 
-    from transformers import AutoProcessor
+    from .sft import CritiqueTrainer
 
-    from .sft import last_complete_checkpoint
+    def card(collator: Collator) -> dict[str, Any]:
+        form = {"words": list(style.words), "stop_at_first_error": style.stop_at_first_error, "instructions": style.instructions}
+        return {**form, "max_tokens": collator.longest_target(found.indices), **(scorer_settings or {})}
 
-    processor = AutoProcessor.from_pretrained(base)
-    collator = Collator(processor, items, style, recipe.verdict_weight, recipe.correction_weight)
-    train_rows, lengths, eval_rows = _fitting(collator, found, n_train, recipe.max_length)
-    trainer = _trainer(recipe, base, processor, collator, train_rows, lengths, eval_rows, output_dir, progress)
-    checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
-    started, before = time.perf_counter(), int(checkpoint.name.split("-")[-1]) if checkpoint else 0
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except InputError as error:  # one from a worker process brings that process's traceback along
-        raise InputError(str(error).strip().splitlines()[-1].rpartition("InputError: ")[2]) from None
-    seconds, steps = time.perf_counter() - started, trainer.state.global_step
-    speed = (steps - before) * _per_step(recipe) / seconds
-    last = {name: value for log in trainer.state.log_history for name, value in log.items() if "loss" in name or "accuracy" in name}
-    summary = {
-        "run": run,
-        "counts": dict(found.counts),
-        "steps": steps,
-        "resumed_from": before,
-        "seconds": round(seconds, 1),
-        "samples_per_second": round(speed, 2),
-        "metrics": last,
-    }
-    settings = {"words": list(recipe.words), "stop_at_first_error": recipe.stop_at_first_error, "instructions": recipe.instructions}
-    settings |= {"max_tokens": collator.longest_target(found.indices), **(scorer_settings or {})}
-    save_scorer(trainer, output_dir, base, settings, summary, keep_checkpoints)
-    if progress and trainer.is_world_process_zero():
-        print(f"trained on {len(train_rows)} samples, {steps} steps in {seconds:.0f} s ({speed:.1f} samples/s): {output_dir}")
-    return summary
-
-
-def _known(recipe: dict[str, Any]) -> dict[str, Any]:
-    import difflib
-
-    for name in recipe:
-        if name not in Recipe.__dataclass_fields__:
-            close = difflib.get_close_matches(name, Recipe.__dataclass_fields__, n=1, cutoff=0.0)[0]
-            raise InputError(f"train_gm_prm has no setting {name!r}; did you mean {close!r}?")
-    return recipe
-
-
-def _per_step(recipe: Recipe) -> int:
-    return recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _fitting(collator: Collator, found: Survey, n_train: int, max_length: int | None) -> tuple[list[int], list[int], list[int]]:
-    """Rows to train on with their lengths, and rows to evaluate on, without those of more than `max_length` tokens."""
-    pairs = list(zip(found.indices, found.lengths, strict=True))
-    if max_length is not None:
-        exact = zip(found.indices, collator.lengths(found.indices), strict=True)
-        pairs = [(index, length) for index, length in exact if length <= max_length]
-        found.counts["dropped: longer than max_length"] += len(found.indices) - len(pairs)
-    train = [(index, length) for index, length in pairs if index < n_train]
-    if not train:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in found.counts.items()) or "there are none"
-        raise InputError(f"no record is left to train on ({reasons})")
-    return [index for index, _ in train], [length for _, length in train], [index for index, _ in pairs if index >= n_train]
-
-
-def _trainer(
-    recipe: Recipe,
-    base: str,
-    processor: Any,
-    collator: Collator,
-    train_rows: Sequence[int],
-    lengths: Sequence[int],
-    eval_rows: Sequence[int],
-    output_dir: Path,
-    progress: bool,
-) -> Any:
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForImageTextToText, PrinterCallback
-    from trl import SFTConfig
-
-    from . import cpu
-    from .sft import CritiqueTrainer, MetricsFile, freeze_vision_tower, lora_config
-
-    on_cpu = not torch.accelerator.is_available()
-    if on_cpu:
-        cpu.quicken_process()
-    bf16 = cpu.use_bf16() if recipe.bf16 is None else recipe.bf16
-    dtype = recipe.dtype or ("bfloat16" if recipe.lora and bf16 else "float32")
-    attention = recipe.attention or (cpu.register_attention() if on_cpu and bf16 else None)
-    network = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=attention)
-    if attention == cpu.ATTENTION:
-        cpu.quicken_decoder(network)
-    if recipe.freeze_vision and not recipe.lora:
-        freeze_vision_tower(network)
-    rounds = recipe.epochs if recipe.max_steps is None else -(-recipe.max_steps * _per_step(recipe) // len(train_rows))
-    trainer = CritiqueTrainer(
-        model=network,
-        args=SFTConfig(
-            output_dir=str(output_dir / "checkpoints"),
-            max_length=None,  # cutting a sequence would cut image tokens
-            dataset_kwargs={"skip_prepare_dataset": True},
-            remove_unused_columns=False,
-            num_train_epochs=1,  # the order of the samples holds all epochs
-            max_steps=recipe.max_steps or -1,
-            per_device_train_batch_size=recipe.batch_size,
-            per_device_eval_batch_size=recipe.batch_size,
-            gradient_accumulation_steps=recipe.gradient_accumulation,
-            learning_rate=recipe.peak_learning_rate,
-            lr_scheduler_type=recipe.schedule,
-            warmup_steps=recipe.warmup,
-            weight_decay=recipe.weight_decay,
-            max_grad_norm=recipe.max_grad_norm,
-            bf16=bf16,
-            use_cpu=on_cpu,
-            gradient_checkpointing=recipe.gradient_checkpointing,
-            dataloader_num_workers=recipe.workers,
-            logging_steps=recipe.logging_steps,
-            eval_strategy="steps" if eval_rows else "no",
-            eval_steps=recipe.save_steps,
-            prediction_loss_only=True,
-            save_steps=recipe.save_steps,
-            save_total_limit=2,
-            seed=recipe.seed,
-            report_to=[],
-            disable_tqdm=not progress,
-        ),
-        train_dataset=Dataset.from_dict({"index": list(train_rows)}),
-        eval_dataset=Dataset.from_dict({"index": list(eval_rows)}) if eval_rows else None,
-        data_collator=collator,
-        processing_class=processor,
-        peft_config=lora_config(network, recipe.lora) if recipe.lora else None,
-        callbacks=[MetricsFile(output_dir / "metrics.jsonl", rounds)],
+    return fit(
+        settings,
+        "gm_prm",
+        str(model),
+        base,
+        output_dir,
+        found,
+        n_train,
+        make_collator=lambda processor: Collator(processor, items, style, settings.verdict_weight, settings.correction_weight),
+        make_trainer=CritiqueTrainer,
+        scorer_settings=card,
+        resume=resume,
+        keep_checkpoints=keep_checkpoints,
+        progress=progress,
     )
-    if not progress:
-        trainer.remove_callback(PrinterCallback)
-    trainer.order = batch_order(lengths, recipe.batch_size * recipe.gradient_accumulation, rounds, recipe.seed)
-    return trainer

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..types import InputError, Scorer
 
-GM_PRM = "vlrm.prm.gm_prm:GMPRM"  # by name, because an import never climbs to a higher floor
+# By name, because an import never climbs to a higher floor.
+METHODS = {"gm_prm": "vlrm.prm.gm_prm:GMPRM", "vl_prm": "vlrm.prm.vl_prm:VLPRM"}
 CARD = "vlrm.json"
 CARD_KEYS = ("scorer", "base", "settings", "training", "version")
 
@@ -22,26 +23,34 @@ def load_scorer(
     path_or_url: str | os.PathLike[str],
     engine: Any = "transformers",
     engine_options: Mapping[str, Any] | None = None,
+    method: str = "gm_prm",
     **settings: Any,
 ) -> Scorer:
-    """A scorer from a trained folder, or a GM-PRM over an OpenAI-compatible server (`"http://host:port/v1"`).
+    """A scorer from a trained folder, or over an OpenAI-compatible server (`"http://host:port/v1"`).
 
-    The folder's `vlrm.json` names the scorer class and its settings; `settings` override them (for a URL they are all there is:
-    a trained folder's settings are `read_card(FOLDER)["settings"]`). `engine` is "transformers", "vllm", or an engine that already
-    holds the model; `engine_options` go to `load_engine`. Raises InputError for a missing folder, a folder that training has not
-    finished, and unknown settings.
+    The folder's `vlrm.json` names the scorer class and its settings; `settings` override them (for a URL they are all there is,
+    and `method` says which scorer, gm_prm or vl_prm: a trained folder's settings are `read_card(FOLDER)["settings"]`). `engine` is
+    "transformers", "vllm", the URL of a server that serves the folder's model, or an engine that already holds it;
+    `engine_options` go to `load_engine`. Raises InputError for a missing folder, a folder that training has not finished, and
+    unknown settings.
     """
     source, options = os.fspath(path_or_url), dict(engine_options or {})
     if source.startswith(("http://", "https://")):
-        scorer = resolve(GM_PRM)
+        if method not in METHODS:
+            raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        scorer = resolve(METHODS[method])
         _check_settings(scorer, settings, "load_scorer")
         return scorer(_engine(engine, source, options), **settings)
     card = read_card(source)
     scorer = resolve(card["scorer"])
     merged = {**card.get("settings", {}), **settings}
     _check_settings(scorer, merged, f"{source}/{CARD} or load_scorer")
+    if isinstance(engine, str) and engine.startswith(("http://", "https://")):
+        return scorer(_engine(engine, engine, options), **merged)
     if isinstance(engine, str) and engine not in ("transformers", "vllm"):
-        raise InputError(f'engine must be "transformers", "vllm" or an engine object, got {engine!r}')
+        raise InputError(f'engine must be "transformers", "vllm", a URL or an engine object, got {engine!r}')
+    if isinstance(engine, str) and hasattr(scorer, "open_engine"):  # a model that an ordinary engine cannot load
+        return scorer(scorer.open_engine(engine, source, **options), **merged)
     if (Path(source) / "adapter_config.json").is_file():  # a LoRA adapter for the model named under `base`
         return scorer(_engine(engine, f"{engine}:{card['base']}", {"adapter": source, **options}), **merged)
     return scorer(_engine(engine, f"{engine}:{source}", options), **merged)

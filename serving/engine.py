@@ -62,19 +62,34 @@ class Token:
 
 @dataclass(frozen=True)
 class Completion:
-    """`finish_reason` is "stop" (end of turn or a stop string, which is not part of the text) or "length".
-    `tokens` is empty unless log-probabilities or tracked words were asked for."""
+    """`finish_reason` is "stop" (end of turn or a stop string, which is not part of the text) or "length". `stopped_at` is the stop
+    string that was met, "" where none was, None where the engine cannot tell. `tokens` is empty unless log-probabilities or
+    tracked words were asked for."""
 
     text: str
     tokens: tuple[Token, ...] = ()
     finish_reason: str = "stop"
     completion_tokens: int = 0
     prompt_tokens: int = 0
+    stopped_at: str | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a model expects at the beginning of one assistant's turn: the log-probability of each choice, and the number of tokens
+    before that place (None where the engine cannot tell)."""
+
+    logprobs: Mapping[str, float]
+    tokens: int | None = None
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """A model that answers. `name` is stable and goes into records; `usage` grows with every call."""
+    """A model that answers. `name` is stable and goes into records; `usage` grows with every call.
+
+    An engine may also have `turn_logprobs(requests, choices) -> list[list[Turn]]`, which reads a chat of several turns at once; ask for it
+    through `vlrm.serving.turns.turn_logprobs`, which serves every engine.
+    """
 
     name: str
     usage: Usage

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..types import EngineError, InputError, Usage
-from .engine import Completion, Request, Token
+from .engine import Completion, Request, Token, Turn
 from .http_client import Client, gather, run
 from .images import image_key, to_data_url
 from .prompting import CONTEXTS, MARK, TAIL, as_parts, check_images, distinct, drawn, heal, joined, next_id, separator, spread
 from .tokens import align
+from .turns import place_request, places
 
 KEPT_IMAGES = 256
 TOP = 20  # the most log-probabilities a token that OpenAI's protocol and vLLM's default settings allow
@@ -67,6 +68,18 @@ class HTTPEngine:
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> list[dict[str, float]]:
         """Log-probability of each choice's first token right after the request's `prefix` (see the class about other servers)."""
         return self._all(lambda request: self._choose(request, tuple(choices)), requests)
+
+    def turn_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> list[list[Turn]]:
+        """A `Turn` for each place of each request (see `vlrm.serving.turns`): one question a place, as the protocol has no other way.
+        A server that caches prefixes reads what the places share once."""
+        asked = [[place_request(request, place) for place in places(request)] for request in requests]
+
+        async def ask(request: Request) -> tuple[Turn, Usage]:
+            logprobs, usage = await self._choose(request, tuple(choices))
+            return Turn(logprobs, usage.prompt_tokens or None), usage
+
+        answers = iter(self._all(ask, [one for group in asked for one in group]))
+        return [[next(answers) for _ in group] for group in asked]
 
     def close(self) -> None:
         """Nothing is held between calls."""
@@ -128,7 +141,8 @@ class HTTPEngine:
             tokens = _tokens(choice, text, request.track, ids) if request.logprobs or request.track else ()
             finish = "length" if choice.get("finish_reason") == "length" else "stop"
             written = len(choice.get("token_ids") or ()) or usage.completion_tokens // len(answer["choices"])
-            completions.append(Completion(text, tokens, finish, written, usage.prompt_tokens))
+            met = choice.get("stop_reason") if isinstance(choice.get("stop_reason"), str) else "" if self.is_vllm else None
+            completions.append(Completion(text, tokens, finish, written, usage.prompt_tokens, met))
         if request.temperature == 0:
             completions = completions[:1] * request.n
         if len(completions) != request.n:
@@ -138,7 +152,7 @@ class HTTPEngine:
         return completions, usage
 
     async def _choose(self, request: Request, choices: Sequence[str]) -> tuple[dict[str, float], Usage]:
-        prefix, words = heal(request, choices)
+        prefix, words = heal(request, choices, self._separator)
         ids = distinct([await self._choice_id(prefix, word) for word in words], choices) if self.is_vllm else []
         probe = Request(request.messages, request.images, prefix, max_tokens=1, logprobs=True)
         body = await asyncio.to_thread(self._body, probe, ids)

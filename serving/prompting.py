@@ -85,6 +85,15 @@ class Prompter:
                 self._known[tail, choice] = id
         return distinct([self._known[tail, choice] for choice in choices], choices)
 
+    def single_ids(self, text: str, choices: Sequence[str]) -> list[int]:
+        """As `choice_ids`, for choices that must be one token each. Raises InputError for one that is not."""
+        found = self.choice_ids(text, choices)
+        tail = text[-TAIL:]
+        for choice in choices:
+            if (count := len(self.ids(tail + choice)) - len(self.ids(tail))) != 1:
+                raise InputError(f"{choice!r} is {count} tokens for this model's tokenizer; choose words that are one token each")
+        return found
+
     def track_ids(self, words: Sequence[str]) -> list[int]:
         """The id of each tracked word's first token, as it stands after other text."""
         for word in words:
@@ -122,10 +131,14 @@ def distinct(ids: list[int], words: Sequence[str]) -> list[int]:
     return ids
 
 
-def heal(request: Request, choices: Sequence[str]) -> tuple[str, list[str]]:
-    """The prefix without its trailing spaces, and the choices with them: tokenizers join a space with the word that follows it."""
-    prefix = request.prefix.rstrip(" ")
-    return prefix, [request.prefix[len(prefix) :] + choice for choice in choices]
+def heal(request: Request, choices: Sequence[str], separator: str = "") -> tuple[str, list[str]]:
+    """The prefix without its trailing spaces, and the choices with them: tokenizers join a space with the word that follows it.
+
+    Where there is no prefix a choice opens the turn, after the `separator` that the chat template puts there.
+    """
+    opened = request.prefix or separator
+    prefix = opened.rstrip(" ")
+    return prefix, [opened[len(prefix) :] + choice for choice in choices]
 
 
 def drawn(request: Request) -> int:

@@ -63,6 +63,11 @@ class TokenBytes:
         cut = min(places)
         return text[:cut], [(min(start, cut), min(end, cut)) for start, end in ends], True
 
+    def stopped_at(self, ids: Sequence[int], text: str, stop: Sequence[str]) -> str:
+        """The stop string that `decode` cut the text at; "" for none."""
+        whole = self.decode(ids)[0] if stop else text
+        return next((word for word in stop if whole.startswith(word, len(text))), "")
+
 
 def spans(pieces: Sequence[bytes]) -> tuple[str, list[tuple[int, int]]]:
     """The text of the pieces, without an unfinished character at its end, and the characters [start, end) that each completes.

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..types import EngineError, InputError, Usage
-from .engine import Completion, Request, Token
+from .engine import Completion, Request, Token, Turn
 from .images import open_images
 from .prompting import Prompter, drawn, heal
 from .tokens import TokenBytes
+from .turns import Unreadable, explain, read_at_once, turn_by_turn
 
 
 class TransformersEngine:
@@ -42,7 +43,7 @@ class TransformersEngine:
         trust_remote_code: bool = False,
     ):
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+        from transformers import AutoProcessor, GenerationConfig
 
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype == "fast":
@@ -53,7 +54,7 @@ class TransformersEngine:
             raise InputError(f"dtype must be float32, bfloat16, float16, auto or fast, got {dtype!r}")
         try:
             processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-            model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = self._load(path, dtype=dtype, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, ImportError, KeyError) as error:
             raise InputError(f"transformers cannot load an image-text-to-text model from {path}: {_first_line(error)}") from error
         if adapter is not None:
@@ -79,6 +80,12 @@ class TransformersEngine:
         self.name = f"transformers:{path}" + (f"+{adapter}" if adapter else "")
         self.usage = Usage()
 
+    @staticmethod
+    def _load(path: str | Path, **options: Any) -> Any:
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText.from_pretrained(path, **options)
+
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """`n` completions for each request, in order."""
         if not requests:
@@ -100,7 +107,7 @@ class TransformersEngine:
         if not requests:
             return []
         started = time.perf_counter()
-        healed = [heal(request, choices) for request in requests]
+        healed = [heal(request, choices, self.prompter.separator) for request in requests]
         requests = [replace(request, prefix=prefix, n=1, max_tokens=1) for request, (prefix, _) in zip(requests, healed, strict=True)]
         texts = [self.prompter.text(request) for request in requests]
         choice_ids = [self.prompter.choice_ids(text, words) for text, (_, words) in zip(texts, healed, strict=True)]
@@ -116,6 +123,19 @@ class TransformersEngine:
                 results[index] = dict(zip(choices, values, strict=True))
             prompt_tokens += int(inputs["attention_mask"].sum())
         self.usage += Usage(prompt_tokens, len(requests), len(requests), time.perf_counter() - started)
+        return results
+
+    def turn_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> list[list[Turn]]:
+        """A `Turn` for each place of each request (see `vlrm.serving.turns`), from one forward pass over its whole chat."""
+        if not requests:
+            return []
+        started = time.perf_counter()
+        try:
+            results = read_at_once(self, requests, choices)
+        except Unreadable as reason:
+            explain(self, str(reason))
+            return turn_by_turn(self, requests, choices)
+        self.usage += Usage(sum(turns[-1].tokens for turns in results), 0, len(requests), time.perf_counter() - started)
         return results
 
     def close(self) -> None:
@@ -147,10 +167,10 @@ class TransformersEngine:
                 batches[-1].append((index, sample))
         return batches
 
-    def _inputs(self, texts: Sequence[str], requests: Sequence[Request]) -> dict[str, Any]:
-        """The processor's tensors for a left-padded batch."""
+    def _inputs(self, texts: Sequence[str], requests: Sequence[Request], **more: Any) -> dict[str, Any]:
+        """The processor's tensors for a batch, left-padded unless `more` says otherwise."""
         images = open_images([request.images for request in requests])
-        options: dict[str, Any] = {"padding": True, "return_tensors": "pt", "add_special_tokens": False}
+        options: dict[str, Any] = {"padding": True, "return_tensors": "pt", "add_special_tokens": False, **more}
         if any(images):
             options["images"] = images
         if self.device.type == "cpu" and self.model.dtype.itemsize < 4:
@@ -271,7 +291,8 @@ class TransformersEngine:
                 for id, (start, end), (own, *others) in zip(ids, spans, logprobs[row][: len(ids)], strict=True):
                     details.append(Token(id, start, end, own, dict(zip(request.track, others, strict=False))))
             finish = "stop" if stopped[row] or cut else "length"
-            results[index][sample] = Completion(text, tuple(details), finish, len(ids), prompt_tokens[index])
+            met = self.pieces.stopped_at(ids, text, request.stop) if cut else ""
+            results[index][sample] = Completion(text, tuple(details), finish, len(ids), prompt_tokens[index], met)
 
 
 def default_batch_size(parameters: int, device: str) -> int:

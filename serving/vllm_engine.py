@@ -8,17 +8,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..types import EngineError, InputError, Usage
-from .engine import Completion, Request, Token
+from .engine import Completion, Request, Token, Turn
 from .images import open_images
 from .prompting import Prompter, drawn, heal, spread
 from .tokens import TokenBytes
+from .turns import Unreadable, choice_ids, explain, place_request, places, render_turns, tokens_after
 
 CHUNK = 1024  # requests handed to vLLM at a time
 TOP = 20  # likeliest tokens asked for where this vLLM cannot return chosen ids; more needs max_logprobs=
@@ -79,43 +80,87 @@ class VLLMEngine:
 
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> list[dict[str, float]]:
         """Log-probability of each choice's first token right after the request's `prefix`."""
+        return [dict(turn.logprobs) for turn in self._choose(requests, choices)]
+
+    def turn_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> list[list[Turn]]:
+        """A `Turn` for each place of each request (see `vlrm.serving.turns`).
+
+        Prompt log-probabilities give all places of a chat at once. vLLM lists the likeliest `TOP` tokens of a place only; a chat with a
+        choice outside of them is asked again, one request a place, which reads what the places share from the prefix cache.
+        """
+        started = time.perf_counter()
+        try:
+            chats = [render_turns(self.prompter, request) for request in requests]
+        except Unreadable as reason:
+            explain(self, str(reason))
+            return self._turn_by_turn(requests, choices)
+        ids = [choice_ids(self.prompter, chat, choices) for chat in chats]
+        ends = [replace(request, n=1, max_tokens=1, temperature=0.0, logprobs=True) for request in requests]
+        outputs = self._run(ends, ids, [chat.text for chat in chats], prompt_logprobs=TOP)
+        self._count(outputs, time.perf_counter() - started)
+        results: list[list[Turn]] = []
+        for chat, wanted, output in zip(chats, ids, outputs, strict=True):
+            length, (after, _) = len(output.prompt_token_ids), tokens_after(self.prompter, chat)
+            found = [output.prompt_logprobs[length - back] if back else output.outputs[0].logprobs[0] for back in after]
+            rows = [[place[id].logprob for id in wanted if id in place] for place in found]
+            turns = [Turn(dict(zip(choices, row, strict=False)), length - back) for row, back in zip(rows, after, strict=True)]
+            results.append(turns if all(len(row) == len(wanted) for row in rows) else [])
+        if unlisted := [i for i, turns in enumerate(results) if not turns]:
+            explain(self, f"a choice is not among the {TOP} likeliest tokens of a place (chats with such a place are asked again)")
+            for i, turns in zip(unlisted, self._turn_by_turn([requests[i] for i in unlisted], choices), strict=True):
+                results[i] = turns
+        return results
+
+    def _turn_by_turn(self, requests: Sequence[Request], choices: Sequence[str]) -> list[list[Turn]]:
+        asked = [[place_request(request, place) for place in places(request)] for request in requests]
+        answers = iter(self._choose([one for group in asked for one in group], choices))
+        return [[next(answers) for _ in group] for group in asked]
+
+    def _choose(self, requests: Sequence[Request], choices: Sequence[str]) -> list[Turn]:
         started = time.perf_counter()
         probes, ids = [], []
         for request in requests:
-            prefix, words = heal(request, choices)
+            prefix, words = heal(request, choices, self.prompter.separator)
             probes.append(replace(request, prefix=prefix, n=1, max_tokens=1, temperature=0.0, stop=(), logprobs=True))
             ids.append(self.prompter.choice_ids(self.prompter.text(probes[-1]), words))
         outputs = self._run(probes, ids)
         self._count(outputs, time.perf_counter() - started)
-        places = [output.outputs[0].logprobs[0] for output in outputs]
-        return [dict(zip(choices, (_logprob(place, id) for id in row), strict=True)) for place, row in zip(places, ids, strict=True)]
+        turns = []
+        for output, row in zip(outputs, ids, strict=True):
+            place = output.outputs[0].logprobs[0]
+            turns.append(Turn({choice: _logprob(place, id) for choice, id in zip(choices, row, strict=True)}, len(output.prompt_token_ids)))
+        return turns
 
     def close(self) -> None:
         """Ends vLLM's child process and gives its memory back; the engine cannot be used afterwards."""
         if (llm := self.__dict__.pop("llm", None)) is not None:
             llm.llm_engine.engine_core.shutdown()
 
-    def _run(self, requests: Sequence[Request], ids: Sequence[Sequence[int]]) -> list[Any]:
+    def _run(self, requests: Sequence[Request], ids: Sequence[Sequence[int]], texts: Sequence[str] | None = None, **more: Any) -> list[Any]:
+        """vLLM's outputs. `texts` are the rendered prompts where they are not `Prompter.text`'s; `more` goes to SamplingParams."""
+        texts = [self.prompter.text(request) for request in requests] if texts is None else texts
         if len(requests) > CHUNK:  # the pictures of all requests might not fit in memory
-            parts = range(0, len(requests), CHUNK)
-            return [output for at in parts for output in self._run(requests[at : at + CHUNK], ids[at : at + CHUNK])]
+            parts = [slice(at, at + CHUNK) for at in range(0, len(requests), CHUNK)]
+            return [output for part in parts for output in self._run(requests[part], ids[part], texts[part], **more)]
         if not requests:
             return []
-        texts = [self.prompter.text(request) for request in requests]
+        params = [self._params(request, row, **more) for request, row in zip(requests, ids, strict=True)]
+        return self._ask(lambda prompts: self.llm.generate(prompts, params, lora_request=self.lora, use_tqdm=False), requests, texts)
+
+    def _ask(self, call: Callable[[list[Any]], list[Any]], requests: Sequence[Request], texts: Sequence[str]) -> list[Any]:
         prompts = []
         for text, images in zip(texts, open_images([request.images for request in requests]), strict=True):
             prompt: dict[str, Any] = {"prompt_token_ids": self.prompter.ids(text)}
             prompts.append(prompt | ({"multi_modal_data": {"image": images}} if images else {}))
-        params = [self._params(request, row) for request, row in zip(requests, ids, strict=True)]
         try:
-            return self.llm.generate(prompts, params, lora_request=self.lora, use_tqdm=False)
+            return call(prompts)
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             if isinstance(error, ValueError) or type(error).__name__.endswith("ValidationError"):  # too long, too many images
                 raise InputError(f"vLLM refuses a request: {reason}") from error
             raise EngineError(f"{self.name} failed: {type(error).__name__}: {reason}") from error
 
-    def _params(self, request: Request, ids: Sequence[int]) -> Any:
+    def _params(self, request: Request, ids: Sequence[int], **more: Any) -> Any:
         wanted: dict[str, Any] = {}
         if ids and self.picks_ids:
             wanted = {"logprob_token_ids": list(ids)}
@@ -130,17 +175,19 @@ class VLLMEngine:
             stop=list(request.stop),
             seed=None if request.seed is None else spread(request.seed),
             **wanted,
+            **more,
         )
 
     def _completion(self, request: Request, track_ids: Sequence[int], output: Any, prompt_tokens: int) -> Completion:
-        text, spans, _ = self.pieces.decode(output.token_ids, request.stop)
+        text, spans, cut = self.pieces.decode(output.token_ids, request.stop)
         tokens = []
         if request.logprobs or request.track:
             for id, (start, end), place in zip(output.token_ids, spans, output.logprobs, strict=True):
                 tracked = {word: _logprob(place, at) for word, at in zip(request.track, track_ids, strict=True)}
                 tokens.append(Token(id, start, end, place[id].logprob, tracked))
         finish = "length" if output.finish_reason == "length" else "stop"
-        return Completion(text, tuple(tokens), finish, len(output.token_ids), prompt_tokens)
+        met = self.pieces.stopped_at(output.token_ids, text, request.stop) if cut else ""
+        return Completion(text, tuple(tokens), finish, len(output.token_ids), prompt_tokens, met)
 
     def _count(self, outputs: Sequence[Any], seconds: float) -> None:
         read = sum(len(output.prompt_token_ids) for output in outputs)

@@ -1,0 +1,55 @@
+"""The step head in vLLM's pooling runner: one forward pass gives every token's labels, and those of the steps' answers are taken.
+
+`tok_pooling_type` "ALL" is used rather than "STEP": the places are known here, so the token that ends a step may occur elsewhere too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..serving.engine import Request, Turn
+from ..serving.turns import Unreadable, choice_ids, render_turns, tokens_after
+from ..serving.vllm_engine import VLLMEngine
+from ..types import EngineError, Usage
+from .step_head import answered, two_way
+
+
+class VLLMStepHeadEngine(VLLMEngine):
+    """A VLLMEngine whose `turn_logprobs` come from the head; it generates nothing."""
+
+    def __init__(self, path: str | Path, **options: Any):
+        from vllm.config import PoolerConfig
+
+        pooling = {"runner": "pooling", "pooler_config": PoolerConfig(task="token_classify", tok_pooling_type="ALL")}
+        super().__init__(path, **pooling | options)
+
+    def turn_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> list[list[Turn]]:
+        """As StepHeadEngine's."""
+        from vllm import PoolingParams
+
+        if not requests:
+            return []
+        started = time.perf_counter()
+        try:
+            chats = [render_turns(self.prompter, answered(request, choices)) for request in requests]
+        except Unreadable as reason:
+            raise EngineError(f"{self.name}: a step head cannot be read here, because {reason}") from None
+        params = PoolingParams(task="token_classify", use_activation=False)
+
+        def call(prompts: list[Any]) -> list[Any]:
+            return self.llm.encode(prompts, params, pooling_task="token_classify", use_tqdm=False)
+
+        outputs = self._ask(call, requests, [chat.text for chat in chats])
+        results = []
+        for chat, output in zip(chats, outputs, strict=True):
+            choice_ids(self.prompter, chat, choices)
+            after, _ = tokens_after(self.prompter, chat)
+            places = [len(output.prompt_token_ids) - back for back in after]
+            rows = two_way(output.outputs.data[places].float()).tolist()
+            results.append([Turn(dict(zip(choices, row, strict=True)), place) for row, place in zip(rows, places, strict=True)])
+        read = sum(turns[-1].tokens for turns in results)
+        self.usage += Usage(read, 0, len(requests), time.perf_counter() - started)
+        return results
