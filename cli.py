@@ -18,6 +18,8 @@ from .types import EngineError, InputError
 VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "quickstart": (commands.Quickstart, commands.run_quickstart),
     "synth": (commands.Synth, commands.run_synth),
+    "synth labels": (commands.SynthLabels, commands.run_synth_labels),
+    "synth merge": (commands.SynthMerge, commands.run_synth_merge),
     "train": (commands.Train, commands.run_train),
     "search": (commands.Search, commands.run_search),
     "doctor": (commands.Doctor, commands.run_doctor),
@@ -51,6 +53,8 @@ def run(arguments: list[str]) -> int:
     if verb in ("--version", "-V"):
         print(f"vlrm {__version__}")
         return 0
+    if rest and f"{verb} {rest[0]}" in VERBS:  # a verb of two words
+        verb, rest = f"{verb} {rest[0]}", rest[1:]
     if verb not in VERBS:
         raise InputError(f"unknown command {verb!r}{nearest(verb, VERBS)}")
     settings, action = VERBS[verb]
@@ -63,7 +67,7 @@ def run(arguments: list[str]) -> int:
 
 
 def overview() -> str:
-    verbs = [f"  {name:<12}{settings.__doc__.splitlines()[0]}" for name, (settings, _) in VERBS.items()]
+    verbs = [f"  {name:<14}{settings.__doc__.splitlines()[0]}" for name, (settings, _) in VERBS.items()]
     return "\n".join([
         f"vlrm {__version__}: vision-language reward models",
         "",

@@ -1,10 +1,10 @@
 """Is a solution right? A checker is a function of (solution text, problem) that says True, False, or None where it cannot tell.
 
-    auto                     equal answers after normalising: as numbers, as choice letters, as LaTeX by math-verify
-    choice                   the same choice letter
-    numeric, numeric:0.01    the same number within a relative tolerance (1 % unless given); a unit beside it is ignored
-    math                     math-verify alone
-    package.module:function  your own, called with (solution text, problem)
+auto                     equal answers after normalising: as numbers, as choice letters, as LaTeX by math-verify
+choice                   the same choice letter
+numeric, numeric:0.01    the same number within a relative tolerance (1 % unless given); a unit beside it is ignored
+math                     math-verify alone
+package.module:function  your own, called with (solution text, problem)
 """
 
 from __future__ import annotations

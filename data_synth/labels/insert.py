@@ -1,8 +1,8 @@
 """Errors put into right solutions at a known step: perception misreadings and reasoning slips (URSA's misinterpretation insertion).
 
 For a world's problem the world writes the wrong solution, so that later steps follow from what was misstated and its place and kind are
-exact. In any other text one word or number is swapped by `SWAPS` and `slip`; the steps before it are taken to be right, as the whole reached
-the gold answer, and those after it are not labelled.
+exact. In any other text one word or number is swapped by `SWAPS` and `slip`; the steps before it are taken to be right, as the whole
+reached the gold answer, and those after it are not labelled.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SWAPS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 _WORD = re.compile(r"(?<![\w-])(" + "|".join(sorted(SWAPS, key=len, reverse=True)) + r")(?![\w-])", re.IGNORECASE)
 # A number that is read off: not part of an equation, a longer number, a name such as x2, or a step's own number.
-_READ = re.compile(r"(?<![\w.,/=+*^-])(?<![=+*/×÷·-] )\d{1,4}(?![\w/%^]|[.,]\d|\s*[=+*/×÷·^-])")
-_RESULT = re.compile(r"(?<==)\s*(\d+(?:\.\d+)?)(?![\w.,]*\d|\s*[+*/×÷·^=-]|\\)")
+_READ = re.compile(r"(?<![\w.,/=+*^-])(?<![=+*/\u00d7\u00f7\u00b7-] )\d{1,4}(?![\w/%^]|[.,]\d|\s*[=+*/\u00d7\u00f7\u00b7^-])")
+_RESULT = re.compile(r"(?<==)\s*(\d+(?:\.\d+)?)(?![\w.,]*\d|\s*[+*/\u00d7\u00f7\u00b7^=-]|\\)")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def insert_into_world(problem: Problem, rng: random.Random) -> Inserted | None:
 
 
 def insert_into_text(steps: Sequence[str], rng: random.Random, kinds: Sequence[Kind | None] = ()) -> Inserted | None:
-    """One swap at a step drawn evenly among those that offer any, then a kind among the step's, then a place; None where nothing can be swapped.
+    """One swap at a step drawn evenly among those that offer any, then a kind among the step's, then a place; None where nothing can be
+    swapped.
 
     `kinds` (S,), where known: a perception step takes misreadings only, a reasoning step slips only.
     """
@@ -87,12 +88,10 @@ def insert_into_text(steps: Sequence[str], rng: random.Random, kinds: Sequence[K
 
 def candidates(index: int, text: str, kind: Kind | None = None) -> list[_Swap]:
     """What may be swapped in a step, its `Answer:` line left out. An empty `text` of a swap: a near number is drawn."""
-    body, found = without_answer(text), []
+    body, found = without_answer(f"\n{text}")[1:], []  # the line break, so that an answer line may be all that there is
     if kind != "reasoning":
         for match in _WORD.finditer(body):
-            found += [
-                _Swap(index, *match.span(), _like(match[0], word), "perception", "word") for word in SWAPS[match[0].casefold()]
-            ]
+            found += [_Swap(index, *match.span(), _like(match[0], word), "perception", "word") for word in SWAPS[match[0].casefold()]]
         found += [_Swap(index, *match.span(), "", "perception", "number") for match in _READ.finditer(body)]
     if kind != "perception":
         found += [_Swap(index, *match.span(1), "", "reasoning", "result") for match in _RESULT.finditer(body)]

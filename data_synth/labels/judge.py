@@ -1,9 +1,9 @@
 """A model as judge of steps: it sees the pictures, the question and the numbered solution, and stops at the first wrong step.
 
-Two ways of writing are asked for and read. "analysis": `<analysis_k>` blocks up to the first wrong step and a closing `<conclusion>` Correct
-or Incorrect, as VL-PRM has it (arXiv 2509.23250); the first error is then the last block. "critique": the critique of GM-PRM (arXiv
-2508.04088), which also gives training critiques and a correction; a trained GM-PRM writes it unasked. Text that cannot be read gives no
-verdict and is counted by its reason.
+Two ways of writing are asked for and read. "analysis": `<analysis_k>` blocks up to the first wrong step and a closing `<conclusion>`
+Correct or Incorrect, as VL-PRM has it (arXiv 2509.23250); the first error is then the last block. "critique": the critique of GM-PRM
+(arXiv 2508.04088), which also gives training critiques and a correction; a trained GM-PRM writes it unasked. Text that cannot be read
+gives no verdict and is counted by its reason.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from ...prm.critique import WORDS, StepCritique, parse_critique
 from ...prm.gm_prm import INSTRUCTIONS, critique_messages
 from ...prm.records import same_text
 from ...prm.steps import MARKER, render_steps
+from ...rm.load import CARD, read_card
 from ...serving.engine import Completion, Engine, Request
 from ...types import InputError, Kind
 from .rollouts import Solution
@@ -24,7 +26,8 @@ from .rules import Judgement, first_wrong, section_index
 
 Style = Literal["analysis", "critique"]
 
-ANALYSIS = """Check this solution against the picture, step by step and in order. Is every object, value, label and relation that the step names
+ANALYSIS = """Check this solution against the picture, step by step and in order. Is every object, value, label and relation that the
+step names
 there in the picture? Does the step follow from the steps before it, and is its calculation right? Only material errors count, not style.
 For each step k write
 <analysis_k> what you find </analysis_k>
@@ -32,7 +35,7 @@ and stop after the first step that is wrong: say there what is wrong and what sh
 Close with <conclusion>Incorrect</conclusion> if you found a wrong step, or with <conclusion>Correct</conclusion> if every step is right."""
 
 _BLOCK = re.compile(r"<\s*analysis[ _-]*(\d{1,3})\s*>", re.IGNORECASE)
-_CONCLUSION = re.compile(r"conclusion\W*?(?:is\s+|:\s*)?\W*\b(correct|incorrect)\b", re.IGNORECASE)
+_CONCLUSION = re.compile(r"conclusion\W*(?:(?:the\s+)?(?:whole\s+)?(?:solution\s+)?is\s+\W*)?\b(correct|incorrect)\b", re.IGNORECASE)
 _SECTION = re.compile(r"^[\s#*\[]*(visual elements|perception|reasoning)[\s*\]:]*$", re.IGNORECASE | re.MULTILINE)
 _SECTIONS: dict[str, Kind] = {"visual elements": "perception", "perception": "perception", "reasoning": "reasoning"}
 
@@ -82,8 +85,8 @@ def judge_solutions(
 def read_analysis(answer: Completion, size: int, kinds: Sequence[Kind | None] = ()) -> Judgement:
     """Reads `<analysis_k>` blocks and a conclusion. Never raises.
 
-    A judge that counts the steps of each section anew, under the section's name, is understood if `kinds` tells the sections: a step's place
-    is its (section, number) then.
+    A judge that counts the steps of each section anew, under the section's name, is understood if `kinds` tells the sections: a step's
+    place is its (section, number) then.
     """
     text = answer.text
     conclusion = _CONCLUSION.findall(text)
@@ -134,3 +137,20 @@ def read_critique(answer: Completion, steps: Sequence[str], words: Sequence[str]
 
 def _unread(answer: Completion, size: int, reason: str) -> Judgement:
     return Judgement((None,) * size, reason, text=answer.text, tokens=answer.completion_tokens)
+
+
+def open_judge(spec: str, style: Style = "analysis") -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """(engine's specification, its options, what `judge_solutions` must be told) of a judge named by an engine or a folder.
+
+    A folder that `vlrm train` wrote is asked as it was trained to be, in the style "critique".
+    """
+    scheme, colon, path = spec.partition(":")
+    folder = Path(path if colon and scheme in ("transformers", "vllm") else spec)
+    if not (folder / CARD).is_file():
+        return spec, {}, {"style": style}
+    card = read_card(folder)
+    known = {name: card["settings"][name] for name in ("words", "stop_at_first_error", "max_tokens") if name in card.get("settings", {})}
+    options = {"style": "critique", "instructions": card.get("settings", {}).get("instructions", ""), **known}
+    if (folder / "adapter_config.json").is_file():
+        return f"{scheme if colon else 'transformers'}:{card['base']}", {"adapter": str(folder)}, options
+    return spec, {}, options

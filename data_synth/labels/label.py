@@ -23,12 +23,23 @@ from .insert import insert_into_text, insert_into_world
 from .omega import omega
 from .rollouts import Rollouts, Solution, Unfinished, lockstep, sample_solutions
 from .rules import (
-    Advantage, AfterError, Consistency, Counts, Estimate, Judgement, Rule, agreement, after_first_error, apply_rule, first_wrong, located,
+    Advantage,
+    AfterError,
+    Consistency,
+    Counts,
+    Estimate,
+    Judgement,
+    Rule,
+    after_first_error,
+    agreement,
+    apply_rule,
+    first_wrong,
+    located,
 )  # fmt: skip
 
 Method = Literal["flat", "binary", "omega", "judge"]
 Judge = Callable[[Sequence[Solution]], tuple[list[Judgement], Counter[str]]]
-NO_ROLLOUTS = ("judge",)
+TREE = ("alpha", "beta", "length", "c_puct", "searches", "budget")
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ def check_settings(method: str, rule: str, judged: bool) -> None:
         raise InputError(f"method judge makes no rollouts, so rule {rule} cannot be applied; give --rule judge, or another method")
     if method != "judge" and rule == "judge":
         raise InputError(f"rule judge looks at no rollouts, so method {method} would spend them for nothing; give --method judge")
-    if method in ("binary", "omega") and rule in ("soft", "advantage"):
+    if method in ("binary", "omega") and rule == "advantage":
         raise InputError(f"rule {rule} wants the share of every prefix and method {method} does not look at every one; give --method flat")
 
 
@@ -93,8 +104,8 @@ def label_problems(
     - `method`: how steps are estimated. `flat`, `binary` and `omega` are the functions of these names (`tree` holds further settings of
       `omega`; there `samples` are the root's continuations and should be at least 8); `judge` samples nothing.
     - `completer` makes the continuations in the policy's place. With `weak`, a second completer, a step is labelled where both agree.
-    - `judge` is asked about every solution that the rule needs it for. `hybrid` looks at rollouts only where the judge finds no error, so none
-      are made elsewhere.
+    - `judge` is asked about every solution that the rule needs it for. `hybrid` looks at rollouts only where the judge finds no error,
+      so none are made elsewhere.
     - `insertions` of each right solution are added with one error put in; a problem of a world has it written by the world.
     - A problem without a gold answer is counted and left out, unless `method` is "judge".
     """
@@ -102,6 +113,8 @@ def label_problems(
     for name, number in (("samples", samples), ("k", k)):
         if number < 1:
             raise InputError(f"{name} must be at least 1, got {number}")
+    if unknown := [name for name in tree or () if name not in TREE]:
+        raise InputError(f"tree has no setting {unknown[0]!r}; there are {', '.join(TREE)}")
     options = {"seed": seed, "unfinished": unfinished, **sampling}
     sampler = Rollouts(policy, checker, **options)
     makers = [Rollouts(engine, checker, **options) for engine in (completer or policy, weak) if engine is not None]
@@ -114,10 +127,10 @@ def label_problems(
     counts.update({name: sampler.counts[name] for name in ("checker_failed", "unclear")})
 
     cases = [_Case(solution, _root(pool)) for pool in pools for solution in pool]
-    if rule == "hybrid":
+    if rule == "hybrid" and method != "omega":
         cases = _judged(cases, judge, counts)
     cases = _estimated(cases, pools, makers, method, rule, k, threshold, stop_at_zero, {"max_steps": max_steps, **(tree or {})})
-    if rule in ("judge", "consensus"):
+    if rule in ("judge", "consensus") or (rule == "hybrid" and method == "omega"):
         cases = _judged(cases, judge, counts)
     for maker, prefix in zip(makers, ("", "weak_"), strict=False):
         counts.update({prefix + name: number for name, number in maker.counts.items() if name not in ("checker_failed", "unclear")})
@@ -161,7 +174,7 @@ def _estimated(
     tree: dict[str, Any],
 ) -> list[_Case]:
     """The cases with what the completers' rollouts say of them; `omega` has cases of its own."""
-    if method in NO_ROLLOUTS:
+    if method == "judge":
         return cases
     search = {
         "flat": lambda solution: flat(solution, k, threshold=threshold, stop_at_zero=stop_at_zero),
@@ -208,9 +221,7 @@ def _record(
     if estimate is not None and case.weak is not None:
         estimate = agreement(estimate, case.weak)
         counts["completers_disagree"] += sum(a != b for a, b in zip(case.estimate.hard, case.weak.hard, strict=True))
-    ruled = apply_rule(
-        rule, estimate, judgement, root=case.root, consistency=consistency, after_error=after_error, advantage=advantage
-    )
+    ruled = apply_rule(rule, estimate, judgement, root=case.root, consistency=consistency, after_error=after_error, advantage=advantage)
     if ruled.labels is None:
         counts[f"dropped: {ruled.dropped}"] += 1
         return None

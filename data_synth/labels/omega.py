@@ -11,7 +11,7 @@ MC is the share of right continuations, N how often a state was taken, len the w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ...prm.steps import split_steps
@@ -96,19 +96,24 @@ def omega(
             (reached,) = hard_flags([states[prefix].counts])
             known = reached is not None
             low, high = (middle + 1, high) if reached else (low, middle)
-        counts = [states[solution.prefix(i)].counts if solution.prefix(i) in states else None for i in range(len(steps) - 1)]
         hard = (True,) * low + (False,) + (None,) * (len(steps) - low - 1) if known else (None,) * len(steps)
-        searched[whole] = (solution, Estimate((*counts, own_count(solution)), hard, tokens))
+        searched[whole] = (solution, Estimate((), hard, tokens))
     labelled = []
     for solution in judged:
         if solution.right:
-            own = Estimate((None,) * (len(solution.steps) - 1) + (own_count(solution),), (True,) * len(solution.steps))
-            labelled.append((solution, own))
+            labelled.append((solution, Estimate((), (True,) * len(solution.steps))))
         elif solution.text in searched:
             labelled.append((solution, searched[solution.text][1]))
             searched[solution.text] = (solution, replace(searched[solution.text][1], tokens=0))
     given = {solution.text for solution in judged}
-    return labelled + [pair for text, pair in searched.items() if text not in given]
+    labelled += [pair for text, pair in searched.items() if text not in given]
+    return [(solution, replace(estimate, counts=_counts(solution, states))) for solution, estimate in labelled]
+
+
+def _counts(solution: Solution, states: Mapping[str, State]) -> tuple[Counts | None, ...]:
+    """What the tree knows of a solution's prefixes."""
+    found = [states.get(solution.prefix(index)) for index in range(len(solution.steps) - 1)]
+    return (*(state and state.counts for state in found), own_count(solution))
 
 
 def _wrong(rollouts: Sequence[Rollout]) -> list[str]:

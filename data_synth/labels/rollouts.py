@@ -70,8 +70,8 @@ class Rollouts:
     """Asks `engine` for continuations and checks their answers. `counts`: rollouts, right, no_answer, unfinished, checker_failed, unclear,
     shared (asked again, not sampled again) and tokens.
 
-    `unfinished` says what a continuation is worth that ran into `max_tokens`: "drop" leaves it out of the count, so that a policy that never
-    ends gives no labels; "wrong" counts it as wrong, as VL-PRM does (arXiv 2509.23250). One that ends without an answer is wrong.
+    `unfinished` says what a continuation is worth that ran into `max_tokens`: "drop" leaves it out of the count, so that a policy that
+    never ends gives no labels; "wrong" counts it as wrong, as VL-PRM does (arXiv 2509.23250). One that ends without an answer is wrong.
     """
 
     def __init__(
@@ -174,7 +174,9 @@ def lockstep(searches: Sequence[Search[T]], rollouts: Rollouts) -> list[T]:
     return [results[index] for index in range(len(searches))]
 
 
-def sample_solutions(problems: Sequence[Problem], rollouts: Rollouts, n: int, max_steps: int = 12) -> tuple[list[list[Solution]], Counter[str]]:
+def sample_solutions(
+    problems: Sequence[Problem], rollouts: Rollouts, n: int, max_steps: int = 12
+) -> tuple[list[list[Solution]], Counter[str]]:
     """`n` solutions of each problem, and what became of them: those that hit the token limit or hold no step are counted and left out."""
     counts: Counter[str] = Counter()
     pools = []

@@ -9,7 +9,8 @@
     consensus   the judge's verdicts where they agree with the hard labels, else dropped (GM-PRM, arXiv 2508.04088): `exact` in every
                 step that both label, `first_error` in the first wrong step, `outcome` in whether there is one
 
-Labels end at the first error. What an `advantage` is mapped to and what stands after the first error are not settled by the papers: settings.
+Labels end at the first error. What an `advantage` is mapped to and what stands after the first error are not settled by the papers:
+settings.
 """
 
 from __future__ import annotations
