@@ -133,7 +133,7 @@ def test_hard_soft_and_advantage_labels():
     assert hard_flags(counts, threshold=0.5) == (T, F, T, F, F)
     assert apply_rule("hard", Estimate((None,), (None,)), None).dropped == "no step is labelled"
     for options in ({"after_error": "x"}, {"rule": "x"}, {"rule": "advantage", "advantage": "x"}):
-        with pytest.raises(InputError, match="must be|unknown rule"):
+        with pytest.raises(InputError, match=r"must be|unknown rule"):
             apply_rule(**{"rule": "hard", "estimate": estimate, "judgement": None, **options})
     assert after_first_error((1.0, 1.0), None, "wrong") == (1.0, 1.0)
 

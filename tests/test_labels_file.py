@@ -1,4 +1,4 @@
-"""Labels of a file: kills, shards and merging give the bytes of one quiet run; mistakes are refused in one line; Ray runs the same function."""
+"""Labels of a file: kills, shards and merging give the bytes of one quiet run; mistakes end in one line; Ray runs the same function."""
 
 from __future__ import annotations
 
