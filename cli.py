@@ -18,6 +18,8 @@ from .types import EngineError, InputError
 VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "quickstart": (commands.Quickstart, commands.run_quickstart),
     "synth": (commands.Synth, commands.run_synth),
+    "synth labels": (commands.SynthLabels, commands.run_synth_labels),
+    "synth merge": (commands.SynthMerge, commands.run_synth_merge),
     "train": (commands.Train, commands.run_train),
     "search": (commands.Search, commands.run_search),
     "convert": (commands.Convert, commands.run_convert),
@@ -73,7 +75,7 @@ def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def overview() -> str:
-    verbs = [f"  {name:<12}{settings.__doc__.splitlines()[0]}" for name, (settings, _) in VERBS.items()]
+    verbs = [f"  {name:<14}{settings.__doc__.splitlines()[0]}" for name, (settings, _) in VERBS.items()]
     return "\n".join([
         f"vlrm {__version__}: vision-language reward models",
         "",

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..prm.critique import Critique, StepCritique
 from ..prm.records import StepRecord, write_records
 from ..prm.steps import split_steps
+from ..rm.problems import policy_messages
 from ..serving.engine import Engine, Request
 from ..types import InputError, Problem
 from .corrupt import corrupted
@@ -60,7 +61,7 @@ def policy_solutions(problems: Sequence[Problem], policy: Engine, k: int, seed: 
     """`k` sampled solutions of each problem, batched across problems."""
     requests = [
         Request(
-            messages=[{"role": "user", "content": [*[{"type": "image"}] * len(p.images), {"type": "text", "text": p.question}]}],
+            messages=policy_messages(p),
             images=p.images,
             n=k,
             max_tokens=160,

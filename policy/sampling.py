@@ -16,6 +16,7 @@ from typing import Any
 
 from ..prm.steps import split_steps
 from ..rm.answers import extract_answer, same_answer
+from ..rm.problems import policy_messages
 from ..serving.engine import Engine, Request
 from ..types import InputError, Problem, Sample, Scorer, Usage
 from .result import Candidate, Cost, Origin, SearchResult
@@ -60,12 +61,6 @@ def request_seed(seed: int, problem_id: str, slot: int, round: int = 0) -> int:
     """A 31-bit seed that is the same in every process and on every machine."""
     digest = hashlib.blake2b(f"{seed}/{slot}/{round}/{problem_id}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def policy_messages(problem: Problem, instruction: str = "") -> list[dict[str, Any]]:
-    """One user turn: the pictures in order, then the question and, if there is one, the instruction."""
-    text = f"{problem.question}\n\n{instruction}" if instruction else problem.question
-    return [{"role": "user", "content": [{"type": "image"} for _ in problem.images] + [{"type": "text", "text": text}]}]
 
 
 def check(problems: Sequence[Problem], n: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..rm.answers import same_answer
-from ..rm.rows import write_jsonl
+from ..rm.rows import append_jsonl, drop_torn_line, write_jsonl
 from ..rm.stats import accuracy_ci
 from ..types import InputError, Problem
 from .result import SearchResult, as_record
@@ -51,7 +51,7 @@ def search_file(
         batch = problems[start : start + chunk]
         if not done.keys() >= {problem.id for problem in batch}:
             records = [_record(problem, result, settings, keys) for problem, result in zip(batch, search(batch), strict=True)]
-            _append(part, records)
+            append_jsonl(part, records)
             done |= {record["problem_id"]: record for record in records}
         progress(start + len(batch))
     records = [done[problem.id] for problem in problems]
@@ -95,25 +95,14 @@ def _record(problem: Problem, result: SearchResult, settings: Mapping[str, Any],
     return json.loads(json.dumps(record, default=str))  # the same whether it was just made or read back
 
 
-def _append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _read_done(path: Path, keys: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Records by problem id. In a `.part` file, a last line that a kill cut off is removed."""
     if not path.exists():
         return {}
-    content = path.read_bytes()
-    if path.suffix == ".part" and not content.endswith(b"\n"):
-        content = content[: content.rfind(b"\n") + 1]
-        with path.open("r+b") as file:
-            file.truncate(len(content))
+    if path.suffix == ".part":
+        drop_torn_line(path)
     done = {}
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             record = json.loads(line)
             done[record["problem_id"]] = record

@@ -336,8 +336,10 @@ def write_records(path: str | os.PathLike[str], records: Iterable[StepRecord]) -
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{path}: step records are written as .jsonl or .parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
-    store = _embed if path.suffix == ".parquet" else lambda image: image_file(image, path, relative=True)
-    rows = [{**_plain(record), "images": [store(image) for image in record.images]} for record in records]
+    if path.suffix == ".parquet":
+        rows = [{**_plain(record), "images": [_embed(image) for image in record.images]} for record in records]
+    else:
+        rows = [record_row(record, path) for record in records]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.suffix == ".parquet":
@@ -349,6 +351,11 @@ def write_records(path: str | os.PathLike[str], records: Iterable[StepRecord]) -
     finally:
         temporary.unlink(missing_ok=True)
     return len(rows)
+
+
+def record_row(record: StepRecord, path: Path) -> dict[str, Any]:
+    """The record as a row of the JSONL file `path`; a picture in memory is put beside that file."""
+    return {**_plain(record), "images": [image_file(image, path, relative=True) for image in record.images]}
 
 
 def _plain(record: StepRecord) -> dict[str, Any]:

@@ -40,8 +40,21 @@ def same_answer(a: str | None, b: str | None) -> bool:
     if choice_left or choice_right:
         return _choice(left) is not None and _choice(left) == _choice(right)
     if _LATEX.search(left) or _LATEX.search(right):
-        return _same_latex(a, b)
+        return same_latex(a, b)
     return False
+
+
+def number_of(answer: str) -> float | None:
+    """The answer as a number; None where it is none, or holds several. A unit beside a single number is ignored."""
+    text = _normalise(answer)
+    value = _number(text)
+    found = [match.group() for match in re.finditer(_NUMBER, text)] if value is None else []
+    return _number(found[0]) if len(found) == 1 else value
+
+
+def choice_of(answer: str) -> str | None:
+    """The letter of a multiple-choice answer, `b` of `(B)` or `B. seven circles`; None where it names none."""
+    return _choice(_normalise(answer))
 
 
 def _normalise(text: str) -> str:
@@ -83,7 +96,8 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-def _same_latex(a: str, b: str) -> bool:
+def same_latex(a: str, b: str) -> bool:
+    """Whether two answers are the same mathematics, by math-verify; False where either cannot be read."""
     if len(a) > 300 or len(b) > 300:
         return False
     try:

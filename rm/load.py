@@ -76,13 +76,13 @@ def read_card(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return card
 
 
-def resolve(dotted: str) -> Callable[..., Scorer]:
-    """The object that `package.module:name` names."""
+def resolve(dotted: str, what: str = "scorer") -> Callable[..., Any]:
+    """The object that `package.module:name` names; `what` it is meant to be is said where it cannot be loaded."""
     module, _, name = dotted.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"cannot load the scorer {dotted!r} ({error}); write it as package.module:Class") from None
+        raise InputError(f"cannot load the {what} {dotted!r} ({error}); write it as package.module:name") from None
 
 
 def _check_settings(scorer: Callable[..., Scorer], settings: Iterable[str], where: str) -> None:

@@ -78,6 +78,12 @@ def problem_from_row(row: Mapping[str, Any], image_root: Path) -> Problem:
     )
 
 
+def policy_messages(problem: Problem, instruction: str = "") -> list[dict[str, Any]]:
+    """How a problem is put to a policy: one user turn, the pictures in order, then the question and, if there is one, the instruction."""
+    text = f"{problem.question}\n\n{instruction}" if instruction else problem.question
+    return [{"role": "user", "content": [{"type": "image"} for _ in problem.images] + [{"type": "text", "text": text}]}]
+
+
 def _image(image: Any, root: Path) -> Any:
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")

@@ -66,3 +66,22 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]])
     finally:
         temporary.unlink(missing_ok=True)
     return len(lines)
+
+
+def append_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Puts rows behind those of a file and on the disk, so that a kill after it loses none of them."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_torn_line(path: str | os.PathLike[str]) -> None:
+    """Removes a last line that a kill cut off from a file that `append_jsonl` wrote."""
+    path = Path(path)
+    content = path.read_bytes() if path.exists() else b""
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
