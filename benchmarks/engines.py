@@ -115,6 +115,14 @@ def timed(call: Callable[[], int]) -> float:
     return call() / (time.perf_counter() - started)
 
 
+def ratio(ours: Callable[[], int], direct: Callable[[], int], turned: bool) -> float:
+    """Our tokens per second over theirs, one right after the other; `turned` lets theirs go first."""
+    if turned:
+        other = timed(direct)
+        return timed(ours) / other
+    return timed(ours) / timed(direct)
+
+
 def one_at_a_time(path: Path, requests: Sequence[Request]) -> float:
     """Solutions per second with `model.generate`, one solution in each call, as a notebook would do it."""
     import torch
@@ -137,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scorer", type=Path, default=Path("runs/quickstart/gm_prm"))
     parser.add_argument("--solutions", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--seed", type=int, default=11)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -166,8 +174,7 @@ def measure(
     scores["vllm"], seconds["vllm"] = step_scores(scorer, samples)
     answers["vllm"] = greedy_answers(engine, problems)
     ours, direct = our_call(engine, requests), direct_call(engine, requests)
-    pairs = [(timed(ours), timed(direct)) for _ in range(args.repeats)]
-    ratios = [own / other for own, other in pairs]
+    ratios = [ratio(ours, direct, turned=bool(i % 2)) for i in range(args.repeats)]
     engine.close()
 
     with vllm_server(args.scorer) as url:
@@ -195,9 +202,9 @@ def measure(
             claims.append(claim(f"{name}: mean absolute difference", "<= 0.02", round(difference, 5), difference <= 0.02))
             claims.append(claim(f"{name}: greedy generations equal", ">= 0.95", round(same, 4), same >= 0.95))
     rows.append({"engine": "model.generate, one at a time", "solutions/s": round(single, 2)})
-    ratio = statistics.median(ratios)
-    spread = f"{ratio:.3f} ({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} pairs)"
-    claims.append(claim("our vLLM engine / vLLM called directly, tokens per second", ">= 0.95", spread, ratio >= 0.95))
+    middle = statistics.median(ratios)
+    spread = f"{middle:.3f} ({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} pairs)"
+    claims.append(claim("our vLLM engine / vLLM called directly, tokens per second", ">= 0.95", spread, middle >= 0.95))
     speedup = len(samples) / seconds["vllm"] / single
     claims.append(claim("our vLLM engine / one at a time, solutions per second", ">= 5", round(speedup, 1), speedup >= 5))
     return rows, claims
