@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from .config import JSON
@@ -143,6 +143,7 @@ _LABEL_ENGINES = ("policy_options", "completer_options", "judge_options", "judge
 
 
 def run_synth_labels(settings: SynthLabels) -> None:
+    import os
     from functools import partial
 
     from .data_synth.labels.file import shard_path
@@ -151,7 +152,8 @@ def run_synth_labels(settings: SynthLabels) -> None:
     if settings.ray_workers:
         from .data_synth.labels.on_ray import label_on_ray
 
-        make_runner = partial(label_runner, settings)
+        here = {name: os.path.abspath(path) for name in ("problems", "output", "image_root") if (path := getattr(settings, name))}
+        make_runner = partial(label_runner, replace(settings, **here))  # a worker has a folder of its own
         make_runner()  # has the checks
         label_on_ray(make_runner, settings.shards, settings.ray_workers, **settings.ray_options)
         parts = [shard_path(settings.output, (i, settings.shards)) for i in range(1, settings.shards + 1)]
@@ -166,7 +168,7 @@ def label_runner(settings: SynthLabels) -> Callable[[tuple[int, int]], dict[str,
     """Makes one shard after another with engines that are loaded when they are first needed. Raises InputError before any is."""
     from functools import cache, partial
 
-    from .data_synth.labels.file import label_file
+    from .data_synth.labels.file import label_file, model_stamp
     from .data_synth.labels.judge import judge_solutions, open_judge
     from .data_synth.labels.label import check_settings, label_problems
     from .data_synth.labels.tell import tell
@@ -202,7 +204,7 @@ def label_runner(settings: SynthLabels) -> Callable[[tuple[int, int]], dict[str,
         judge = partial(judge_solutions, engine=used["judge"], **judging) if settings.judge else None
         return label_problems(batch, used["policy"], completer=used.get("completer"), weak=used.get("weak"), judge=judge, **plain)
 
-    stamps = {f"{name}_files": folder_stamp(names[name]) for name in engines}
+    stamps = {f"{name}_files": model_stamp(names[name]) for name in engines}
 
     def run(shard: tuple[int, int]) -> dict[str, Any]:
         return label_file(
@@ -236,6 +238,9 @@ def print_labels(report: Mapping[str, Any], path: str) -> None:
     counts = report["counts"]
     for name, number in counts.items():
         say(f"  {name.replace('_', ' ')}: {number:,}")
+    if not counts.get("problems"):
+        say("no problem falls to this shard")
+        return
     if not counts.get("records"):
         limit = report["settings"].get("max_tokens")
         reason = (

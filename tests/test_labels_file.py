@@ -12,7 +12,7 @@ import pytest
 
 from vlrm import Completion, InputError, Problem, Usage, cli, serving
 from vlrm.data_synth import make_problems
-from vlrm.data_synth.labels.file import Status, label_file, shard_path
+from vlrm.data_synth.labels.file import Status, label_file, model_stamp, shard_path
 from vlrm.data_synth.labels.journal import Journal, Journaled
 from vlrm.data_synth.labels.label import label_problems
 from vlrm.data_synth.labels.merge import find_shards, merge_labels
@@ -167,6 +167,14 @@ def test_a_file_of_other_settings_or_problems_is_left_alone(tmp_path, quiet):
             make(tmp_path / "new.jsonl", shard=shard)
 
 
+def test_a_model_is_known_by_its_files_wherever_they_lie(tmp_path):
+    for name, weights in (("a", b"weights"), ("b", b"weights"), ("c", b"retrained"), ("d", b"Weights")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    stamps = [model_stamp(f"vllm:{tmp_path / name}") for name in "abcd"]
+    assert stamps[0] == stamps[1] and len(set(stamps)) == 3 and model_stamp("http://host/v1") is None is model_stamp(None)
+
+
 def test_pictures_in_memory_keep_their_places_when_shards_move(tmp_path, pictures):
     problems = [Problem(f"p{i}", "What?", [pictures[i]], "7") for i in range(4)]
     output = tmp_path / "a" / "labels.jsonl"
@@ -236,6 +244,8 @@ def test_the_command_makes_shards_and_merges_them(tmp_path, stub_engines, capsys
     assert cli.main(["synth", "merge", "--output", str(tmp_path / "parts.jsonl")]) == 0
     assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "labels.jsonl").read_bytes()
     assert contents(tmp_path / "parts.jsonl") == contents(tmp_path / "labels.jsonl")
+    assert labels(tmp_path, **common, output=tmp_path / "many.jsonl", shard="9/9") == 0
+    assert "no problem falls to this shard" in capsys.readouterr().out
     assert labels(tmp_path, **{**common, "k": 3}) == 2 and "k was 2, is 3" in capsys.readouterr().err
 
 

@@ -113,6 +113,21 @@ def problems_digest(problems: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
+def model_stamp(spec: str | None, sample: int = 1 << 16) -> str | None:
+    """Names a local model by its files' names, sizes and ends, so that a retrained one does not pass for it and a copy on another
+    machine does."""
+    folder = Path((spec or "").split(":", 1)[-1]).expanduser()
+    if not spec or not folder.is_dir():
+        return None
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - sample))
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
 def report_path(path: Path) -> Path:
     return path.with_name(path.name + ".report.json")
 
