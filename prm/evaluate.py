@@ -119,7 +119,8 @@ def evaluate_steps(
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     scored = [case for case in cases if case.scored]
     solutions = [scored_solution(case, threshold) for case in (scored or cases)]
-    reasons = Counter(re.sub(r"\d[\d,.]*", "#", case.row["error"]) for case in cases if case.row is not None and not case.scored)
+    errors = [case.row["error"] for case in cases if case.row is not None and not case.scored]
+    reasons = Counter(re.sub(r"(?<![\w/.])\d[\d,.]*(?![\w/])", "#", error) for error in errors)
     results = {
         "data": str(data),
         "scorer": dict(settings or {}),

@@ -102,7 +102,7 @@ def draw_reliability(metrics: Mapping[str, Any], path: Path) -> bool:
     lower.set_ylabel("steps")
     lower.set_xlabel("P(right) that the scorer gave")
     for axes in (upper, lower):
-        axes.set_xlim(0, 1)
+        axes.set_xlim(-0.02, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     part = path.with_name(f".{path.name}.tmp")
