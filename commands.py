@@ -333,7 +333,7 @@ class Train:
 
 # Keys of `Train` that belong to one method only.
 _TRAIN_ONLY = {
-    "gm_prm": ("words", "stop_at_first_error", "instructions", "consistency", "verdict_weight"),
+    "gm_prm": ("words", "stop_at_first_error", "instructions", "consistency", "verdict_weight", "correction_weight"),
     "vl_prm": (
         "verdict_words", "system", "system_role", "headers", "target", "label_source", "threshold", "after_error", "label_kinds", "loss",
         "head",
