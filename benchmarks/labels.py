@@ -114,8 +114,10 @@ def arms(problems: Sequence[Problem], args: argparse.Namespace, seed: int) -> di
 
     by_k = {k: searched(f"flat k={k}", lambda s, k=k: flat(s, k)) for k in KS}
     searched("flat k=8, to the first error", lambda s: flat(s, 8, stop_at_zero=True))
+    family = {problem.id: pool for problem, pool in zip(problems, pools, strict=True)}
     for k in (16, 8, 4):
-        searched(f"binary k={k}", lambda s, k=k: binary(s, k))
+        searched(f"binary k={k}", lambda s, k=k: binary(s, k, siblings=family[s.problem.id]))
+    searched("binary k=8, alone", lambda s: binary(s, 8))
     rollouts = fresh()
     grown = lockstep([omega(problem, pool, 8) for problem, pool in zip(problems, pools, strict=True)], rollouts)
     labelled = {s.id: (s, apply_rule("hard", e, None)) for tree in grown for s, e in tree}
