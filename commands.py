@@ -119,6 +119,7 @@ class SynthLabels:
     max_steps: int = key("a solution's paragraphs are merged into at most so many steps", 12)
     threshold: float = key("a step is wrong if its share of right continuations is not above this", 0.0)
     stop_at_zero: bool = key("flat: step by step, up to the first wrong one", False)
+    siblings: bool = key("binary: steps shared with a right solution of the same problem are right, unsampled", True)
     tree: JSON = key('omega: alpha, beta, length, c_puct, searches, budget, such as {"searches": 50}', None)
     consistency: Literal["exact", "first_error", "outcome"] = key("consensus: how judge and rollouts must agree", "first_error")
     after_error: Literal["null", "wrong", "keep"] = key("labels after the first error: none, 0, or as estimated", "null")

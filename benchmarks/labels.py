@@ -26,7 +26,7 @@ from vlrm.data_synth.labels.flat import flat
 from vlrm.data_synth.labels.judge import judge_solutions, open_judge
 from vlrm.data_synth.labels.omega import omega
 from vlrm.data_synth.labels.rollouts import Rollouts, Solution, lockstep, sample_solutions
-from vlrm.data_synth.labels.rules import Estimate, Judgement, apply_rule, first_wrong
+from vlrm.data_synth.labels.rules import Estimate, Judgement, Ruled, apply_rule, first_wrong
 from vlrm.rm.rows import append_jsonl, drop_torn_line
 from vlrm.rm.stats import bootstrap_ci, paired_bootstrap
 from vlrm.rm.step_metrics import Judged, first_error_accuracy
@@ -86,7 +86,7 @@ def held_to_truth(solution: Solution, labels: Sequence[float | None] | None) -> 
     return Labelled(solution, flags, tuple(truth.right for truth in truths), tuple(truth.error for truth in truths), seen)
 
 
-Arm = tuple[list[Labelled], int, int]  # what was labelled, the policy's tokens for it, the judge's
+Arm = tuple[list[Labelled], int, int]  # the solutions as an arm labelled them, the policy's tokens for it, the judge's
 
 
 def arms(problems: Sequence[Problem], args: argparse.Namespace, seed: int) -> dict[str, Arm]:
@@ -97,8 +97,8 @@ def arms(problems: Sequence[Problem], args: argparse.Namespace, seed: int) -> di
     def fresh() -> Rollouts:
         return Rollouts(policy, seed=seed, temperature=args.temperature, max_tokens=160)
 
-    pools, _ = sample_solutions(problems, fresh(), args.root)
-    chosen = [solution for pool in pools for solution in pool[: args.samples]]
+    pools, _ = sample_solutions(problems, fresh(), args.samples)
+    chosen = [solution for pool in pools for solution in pool]
     found: dict[str, Arm] = {}
 
     def add(name: str, labelled: Sequence[tuple[Solution, Any]], tokens: int, judge_tokens: int = 0) -> None:
@@ -114,11 +114,15 @@ def arms(problems: Sequence[Problem], args: argparse.Namespace, seed: int) -> di
 
     by_k = {k: searched(f"flat k={k}", lambda s, k=k: flat(s, k)) for k in KS}
     searched("flat k=8, to the first error", lambda s: flat(s, 8, stop_at_zero=True))
+    family = {problem.id: pool for problem, pool in zip(problems, pools, strict=True)}
     for k in (16, 8, 4):
-        searched(f"binary k={k}", lambda s, k=k: binary(s, k))
+        searched(f"binary k={k}", lambda s, k=k: binary(s, k, siblings=family[s.problem.id]))
+    searched("binary k=8, alone", lambda s: binary(s, 8))
     rollouts = fresh()
     grown = lockstep([omega(problem, pool, 8) for problem, pool in zip(problems, pools, strict=True)], rollouts)
-    add("omega k=8", [(s, apply_rule("hard", e, None)) for tree in grown for s, e in tree], rollouts.counts["tokens"])
+    labelled = {s.id: (s, apply_rule("hard", e, None)) for tree in grown for s, e in tree}
+    left = [(s, Ruled(None)) for s in chosen if s.id not in labelled]  # of problems that are too easy or too hard
+    add("omega k=8", [*labelled.values(), *left], rollouts.counts["tokens"])
     if args.judge:
         spec, options, asked = open_judge(args.judge)
         judge = Remembered(lambda: load_engine(spec, **options), "judge", work.with_suffix(".judge.jsonl"))
@@ -156,7 +160,7 @@ def row(name: str, runs: Sequence[Arm]) -> dict[str, Any]:
     """The figures of one arm over all seeds."""
     offered = [item for labelled, _, _ in runs for item in labelled]
     kept = [item for item in offered if item.flags is not None]
-    right = [first_error_accuracy([item.judged]) for item in kept]
+    right = by_problem([(item.solution.problem.id, first_error_accuracy([item.judged])) for item in kept])
     wrong = [(item, i) for item in kept for i, flag in enumerate(item.flags) if flag is False]
     first = [(item, first_wrong(item.truth)) for item in kept if first_wrong(item.truth) is not None]
 
@@ -186,16 +190,25 @@ def row(name: str, runs: Sequence[Arm]) -> dict[str, Any]:
     }
 
 
+def by_problem(figures: Sequence[tuple[str, float]]) -> list[float]:
+    """The mean of each problem's solutions: these are alike, so intervals are taken over problems."""
+    groups: dict[str, list[float]] = {}
+    for problem, figure in figures:
+        groups.setdefault(problem, []).append(figure)
+    return [statistics.mean(group) for group in groups.values()]
+
+
 def against_flat(name: str, runs: Sequence[dict[str, Arm]]) -> tuple[float, float, float, int]:
     """First-error accuracy of an arm minus that of flat k=8 on the solutions that both labelled, in points with its interval."""
-    ours, theirs = [], []
+    ours, theirs = [], []  # (problem, right) of each solution
     for run in runs:
         flat8 = {item.solution.id: item for item in run["flat k=8"][0] if item.flags is not None}
         for item in run[name][0]:
             if item.flags is not None and item.solution.id in flat8:
-                ours.append(first_error_accuracy([item.judged]))
-                theirs.append(first_error_accuracy([flat8[item.solution.id].judged]))
-    difference = paired_bootstrap(ours, theirs)
+                problem = item.solution.problem.id
+                ours.append((problem, first_error_accuracy([item.judged])))
+                theirs.append((problem, first_error_accuracy([flat8[item.solution.id].judged])))
+    difference = paired_bootstrap(by_problem(ours), by_problem(theirs))
     return *(100 * value for value in difference), len(ours)
 
 
@@ -219,8 +232,7 @@ def main() -> None:
     parser.add_argument("--judge", help="folder of a trained GM-PRM, or an engine; without it the judged arms are left out")
     parser.add_argument("--problems", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23])
-    parser.add_argument("--samples", type=int, default=2, help="solutions of each problem that the arms label")
-    parser.add_argument("--root", type=int, default=8, help="solutions of each problem that the tree begins with")
+    parser.add_argument("--samples", type=int, default=8, help="solutions of each problem")
     parser.add_argument("--temperature", type=float, default=0.6)
     parser.add_argument("--work", type=Path, default=Path("runs/labels"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")

@@ -211,6 +211,21 @@ def test_a_right_solution_costs_binary_search_nothing():
     assert run(flat(solution(one, False), 4))[0].hard == (F,) and run(binary(solution(one, False), 4))[0].hard == (F,)
 
 
+def test_binary_search_begins_behind_what_a_right_solution_shares():
+    sol, right = solution(text(5, 4, "5"), False), solution(text(), True, "p-s1")
+    estimate, rollouts = run(binary(sol, 4, siblings=[right]))
+    assert estimate.hard == (T, T, T, T, F) and rollouts.counts["rollouts"] == 0
+    half = solution(text(5, 3).replace("BAD", "odd"), True, "p-s2")
+    estimate, rollouts = run(binary(sol, 4, siblings=[half, sol]))
+    assert estimate.hard == (T, T, T, T, F) and rollouts.counts["rollouts"] == 4
+    assert run(binary(sol, 4, siblings=[half], threshold=0.5))[1].counts["rollouts"] == 8
+    policy = Policy(start=[sol.text, right.text])
+    counts = [label_problems([problem()], policy, method="binary", samples=2, k=4, siblings=on).counts for on in (True, False)]
+    assert [c["rollouts"] for c in counts] == [0, 8] and counts[0]["labels_negative"] == counts[1]["labels_negative"] == 1
+    apart = label_problems([problem()], policy, method="binary", samples=2, k=4, completer=Policy())
+    assert apart.counts["rollouts"] == 8  # the policy's success says nothing of the completer's
+
+
 def test_the_tree_follows_its_formulas():
     assert value(0.5, 250) == pytest.approx(0.5**0.5 * 0.9**0.5) and value(1, 0) == 1
     assert bonus(0, 4) == 0.25 and bonus(1, 4) == 0.125 and bonus(0, 0) == 0

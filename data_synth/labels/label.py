@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -91,6 +91,7 @@ def label_problems(
     max_steps: int = 12,
     threshold: float = 0.0,
     stop_at_zero: bool = False,
+    siblings: bool = True,
     tree: dict[str, Any] | None = None,
     consistency: Consistency = "first_error",
     after_error: AfterError = "null",
@@ -103,6 +104,7 @@ def label_problems(
 
     - `method`: how steps are estimated. `flat`, `binary` and `omega` are the functions of these names (`tree` holds further settings of
       `omega`; there `samples` are the root's continuations and should be at least 8); `judge` samples nothing.
+    - `siblings`: `binary` takes steps that are shared with a right solution of the problem as right, unless a completer is asked instead.
     - `completer` makes the continuations in the policy's place. With `weak`, a second completer, a step is labelled where both agree.
     - `judge` is asked about every solution that the rule needs it for. `hybrid` looks at rollouts only where the judge finds no error,
       so none are made elsewhere.
@@ -129,7 +131,15 @@ def label_problems(
     cases = [_Case(solution, _root(pool)) for pool in pools for solution in pool]
     if rule == "hybrid" and method != "omega":
         cases = _judged(cases, judge, counts)
-    cases = _estimated(cases, pools, makers, method, rule, k, threshold, stop_at_zero, {"max_steps": max_steps, **(tree or {})})
+    near = pools if siblings and completer is None else []
+    searches = {
+        "flat": lambda solution: flat(solution, k, threshold=threshold, stop_at_zero=stop_at_zero),
+        "binary": lambda solution: binary(solution, k, threshold=threshold),
+        "first": lambda solution: binary(solution, k, threshold=threshold, siblings=family.get(solution.problem.id, ())),
+        "omega": lambda pool: omega(pool[0].problem, pool, k, max_steps=max_steps, **(tree or {})),
+    }
+    family = {pool[0].problem.id: pool for pool in near if pool}
+    cases = _estimated(cases, pools, makers, method, rule, searches)
     if rule in ("judge", "consensus") or (rule == "hybrid" and method == "omega"):
         cases = _judged(cases, judge, counts)
     for maker, prefix in zip(makers, ("", "weak_"), strict=False):
@@ -168,36 +178,30 @@ def _estimated(
     makers: Sequence[Rollouts],
     method: Method,
     rule: Rule,
-    k: int,
-    threshold: float,
-    stop_at_zero: bool,
-    tree: dict[str, Any],
+    searches: Mapping[str, Callable[[Any], Any]],
 ) -> list[_Case]:
     """The cases with what the completers' rollouts say of them; `omega` has cases of its own."""
     if method == "judge":
         return cases
-    search = {
-        "flat": lambda solution: flat(solution, k, threshold=threshold, stop_at_zero=stop_at_zero),
-        "binary": lambda solution: binary(solution, k, threshold=threshold),
-    }
     if method == "omega":
         solved = [pool for pool in pools if pool]
-        grown = lockstep([omega(pool[0].problem, pool, k, **tree) for pool in solved], makers[0])
+        grown = lockstep([searches["omega"](pool) for pool in solved], makers[0])
         known = {case.solution.id: case for case in cases}
         cases = [
-            replace(known.get(solution.id, _Case(solution, _root(pool))), solution=solution, estimate=estimate)
+            replace(known.get(solution.id, _Case(solution, _root(pool))), estimate=estimate)
             for pool, found in zip(solved, grown, strict=True)
             for solution, estimate in found
         ]
-        method = "binary"  # how a second completer looks at the tree's solutions
     else:
         wanted = [case for case in cases if rule != "hybrid" or _needs_rollouts(case.judgement)]
-        estimates = lockstep([search[method](case.solution) for case in wanted], makers[0])
+        search = searches["first" if method == "binary" else method]
+        estimates = lockstep([search(case.solution) for case in wanted], makers[0])
         found = {case.solution.id: estimate for case, estimate in zip(wanted, estimates, strict=True)}
         cases = [replace(case, estimate=found.get(case.solution.id)) for case in cases]
     if len(makers) > 1:
         wanted = [case for case in cases if case.estimate is not None]
-        weak = lockstep([search[method](case.solution) for case in wanted], makers[1])
+        search = searches["flat" if method == "flat" else "binary"]
+        weak = lockstep([search(case.solution) for case in wanted], makers[1])
         found = {case.solution.id: estimate for case, estimate in zip(wanted, weak, strict=True)}
         cases = [replace(case, weak=found.get(case.solution.id)) for case in cases]
     return cases
