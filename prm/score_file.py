@@ -25,6 +25,7 @@ def as_sample(record: StepRecord, scorer: Scorer | None = None) -> Sample:
     """The record as a scorer gets it: the gold answer left out, the steps numbered, or as `scorer.render_solution(steps, kinds)` writes
     them if the scorer has its own form. Lines of a step that look like the start of another step join the line before."""
     steps = [_INNER.sub(" ", MARKER.sub("", step.strip(), count=1)).strip() or "(empty)" for step in record.steps]
+    steps = [step.replace("<image>", "image") for step in steps]  # a processor would look for a picture there
     render = getattr(scorer, "render_solution", None)
     solution = render(steps, record.kinds or (None,) * len(steps)) if render else render_steps(steps)
     return Sample(Problem(record.id, record.question, record.images), solution)

@@ -88,12 +88,12 @@ def test_a_perfect_scorer_is_found_perfect_and_leaves_everything(data, tmp_path)
 
 
 def test_steps_reach_the_scorer_one_by_one_as_they_are():
-    steps = ("first\n\nwith a gap", "Step 9: looks like a marker\nStep 10: another", "Answer: 3\n**Step 4**: x", "", "last")
+    steps = ("first\n\nwith a gap", "Step 9: looks like a marker\nStep 10: another", "Answer: 3\n**Step 4**: x", "", "last <image>")
     sample = as_sample(StepRecord("r", "Q", steps, answer="secret"))
     split = split_steps(sample.solution, 99)
     assert len(split) == 5 and sample.problem.answer is None
     assert split[0].text.split() == ["first", "with", "a", "gap"] and split[1].text == "looks like a marker Step 10: another"
-    assert split[3].text == "(empty)" and split[4].text == "last"
+    assert split[3].text == "(empty)" and split[4].text == "last image"
 
     class Own:
         def render_solution(self, steps, kinds):
