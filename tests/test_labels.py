@@ -454,3 +454,19 @@ def test_the_tiny_policy_labels_world_problems(tmp_path):
     for record in done.records:
         if "inserted" not in record.meta:
             assert record.meta["right"] is (record.first_error is None)
+
+
+def test_sections_of_a_sampled_solution_become_kinds():
+    text = "[Visual Elements]\n<step_1>\na 3\n</step_1>\n[Reasoning]\n<step_1>\n3 + 1 = 4\n</step_1>\n"
+    text += "<correct_answer>\n\\boxed{4}\n</correct_answer>"
+
+    class Sectioned:
+        name, usage = "sectioned", Usage()
+
+        def generate(self, requests):
+            return [[Completion(text, completion_tokens=9)] * request.n for request in requests]
+
+    problem = Problem("p", "What is a plus one?", answer="4")
+    ((solution,),), _ = sample_solutions([problem], Rollouts(Sectioned()), 1)
+    assert [step.kind for step in solution.steps] == ["perception", "reasoning"] and solution.right
+    assert solution.prefix(0).endswith("</step_1>")

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ...prm.steps import split_steps
+from ...prm.sections import solution_steps
 from ...types import Problem
 from .flat import count, own_count
 from .rollouts import Ask, Rollout, Search, Solution
@@ -81,7 +81,7 @@ def omega(
         whole = state.prefix + text
         if whole in searched:
             continue
-        steps = tuple(split_steps(whole, max_steps))
+        steps = tuple(solution_steps(whole, max_steps))
         solution = Solution(f"{problem.id}-t{number}", problem, whole, steps, False)
         low = next((i for i, step in enumerate(steps) if step.end > len(state.prefix)), len(steps) - 1)
         high, tokens, known = len(steps) - 1, 0, True

@@ -16,7 +16,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from ...prm.steps import split_steps
+from ...prm.sections import solution_steps
 from ...rm.answers import extract_answer
 from ...rm.checkers import Checker, load_checker
 from ...rm.problems import policy_messages
@@ -183,7 +183,7 @@ def sample_solutions(
     for problem, found in zip(problems, rollouts([Ask(problem, "", n) for problem in problems]), strict=True):
         pool = []
         for index, rollout in enumerate(found):
-            steps = tuple(split_steps(rollout.text, max_steps))
+            steps = tuple(solution_steps(rollout.text, max_steps))
             counts["solutions"] += 1
             if not rollout.finished or not steps:
                 counts["solutions_unfinished" if not rollout.finished else "solutions_empty"] += 1
