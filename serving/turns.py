@@ -124,12 +124,16 @@ def tokens_after(prompter: Prompter, chat: Chat) -> tuple[list[int], list[int]]:
 
 
 def choice_ids(prompter: Prompter, chat: Chat, choices: Sequence[str]) -> list[int]:
-    """The ids of the choices at the chat's places; they must be one distinct token each, the same at every place."""
+    """The ids of the choices at the chat's last place; they must be one distinct token each."""
     space = prompter.separator[len(prompter.separator.rstrip(" ")) :]
-    found = [prompter.single_ids(chat.text[:start], [space + choice for choice in choices]) for start in chat.starts]
-    if any(ids != found[0] for ids in found):
+    return prompter.single_ids(chat.text[: chat.starts[-1]], [space + choice for choice in choices])
+
+
+def check_fillers(chat: Chat, own: Sequence[int], choices: Sequence[str], ids: Sequence[int]) -> None:
+    """Raises InputError unless every answer that is a choice was read as that choice's token."""
+    known = dict(zip(choices, ids, strict=True))
+    if any(known.get(filler, id) != id for filler, id in zip(chat.fillers, own, strict=True)):
         raise InputError(f"the tokenizer reads the choices {list(choices)} differently from place to place; choose other words")
-    return found[0]
 
 
 def read_at_once(engine: Any, requests: Sequence[Request], choices: Sequence[str], values: Any = None) -> list[list[Turn]]:
@@ -152,6 +156,7 @@ def read_at_once(engine: Any, requests: Sequence[Request], choices: Sequence[str
         rows, columns, owners = [], [], []
         for row, index in enumerate(order):
             after, own = tokens_after(engine.prompter, chats[index])
+            check_fillers(chats[index], own, choices, ids[index])
             for back, filler in zip(after, own, strict=True):
                 place = lengths[row] - back
                 if filler >= 0 and int(inputs["input_ids"][row, place]) != filler:

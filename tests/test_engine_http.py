@@ -267,6 +267,7 @@ def test_vllm_server_stops(engine, ask):
     stop = whole.text[5:7]
     cut = engine.generate([ask(temperature=1.0, seed=1, max_tokens=40, stop=(stop,), logprobs=True)])[0][0]
     assert cut.text == whole.text[: whole.text.index(stop)] and cut.finish_reason == "stop"
+    assert cut.stopped_at == stop and whole.stopped_at == ""
     assert cut.tokens[-1].end == len(cut.text)
 
 
@@ -284,3 +285,26 @@ def test_vllm_server_refuses_in_its_own_words(engine, ask):
         engine.generate([ask(images=(0,) * 5)])
     with pytest.raises(InputError, match=r"' Correct one'.*' Correct two'.*same token"):
         engine.choice_logprobs([ask(prefix="Verdict:")], [" Correct one", " Correct two"])
+
+
+def test_a_chat_is_read_by_one_question_a_place(fake):
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", " Correct"), ("user", "b"))]
+    engine = fake.engine()
+    [[first, second]] = engine.turn_logprobs([Request(turns)], [" Correct", " Inc"])
+    assert first.logprobs == {" Correct": -1.0, " Inc": -2.0} and second.tokens == 3
+    assert sorted(len(body["messages"]) for _, body, _ in fake.seen) == [1, 3] and engine.usage.calls == 2
+
+
+def test_why_a_completion_stopped_is_told_where_the_server_tells_it(fake):
+    assert fake.engine().generate([HELLO])[0][0].stopped_at is None
+
+
+def test_places_of_a_chat_at_a_real_server(vllm_server, tiny_engine, pictures):
+    from vlrm.prm.verdicts import VerdictStyle
+
+    engine = load_engine(f"{vllm_server}#tiny")
+    chats = [VerdictStyle(system="Judge.").request("3 + 4?", pictures[:1], [f"bar {k}" for k in range(n)]) for n in (1, 3)]
+    for ours, theirs in zip(engine.turn_logprobs(chats, ("+", "-")), tiny_engine.turn_logprobs(chats, ("+", "-")), strict=True):
+        assert [turn.tokens for turn in ours] == [turn.tokens for turn in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=0.02)

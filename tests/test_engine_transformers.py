@@ -146,7 +146,7 @@ def test_stop_strings_cut_the_text(tiny_engine, ask):
     stop = whole.text[9:12]
     [[completion]] = tiny_engine.generate([ask(max_tokens=30, stop=("never there", stop), logprobs=True)])
     assert completion.text == whole.text[: whole.text.index(stop)]
-    assert completion.finish_reason == "stop"
+    assert completion.finish_reason == "stop" and completion.stopped_at == stop and whole.stopped_at == ""
     assert completion.completion_tokens < 30
     assert completion.tokens[-1].end == len(completion.text)
 

@@ -56,6 +56,7 @@ def test_stop_strings_and_offsets(engine, ask):
     stop = whole.text[5:7]
     cut = engine.generate([ask(temperature=1.5, seed=1, max_tokens=40, stop=(stop,), logprobs=True)])[0][0]
     assert cut.text == whole.text[: whole.text.index(stop)] and cut.finish_reason == "stop"
+    assert cut.stopped_at == stop and whole.stopped_at == ""
     assert cut.tokens[-1].end == len(cut.text)
 
 
@@ -84,6 +85,20 @@ def test_bad_requests(engine, ask):
         engine.choice_logprobs([ask(prefix="Verdict:")], [" Correct one", " Correct two"])
     assert engine.generate([]) == [] and engine.choice_logprobs([], ["a"]) == []
     assert engine.generate([ask(max_tokens=2)])[0][0].text, "it still works"
+
+
+@pytest.mark.parametrize("prompt_turns", [False, True])
+def test_the_places_of_a_chat_are_read_as_transformers_reads_them(engine, tuned, pictures, prompt_turns, monkeypatch):
+    from vlrm.prm.verdicts import VerdictStyle
+
+    monkeypatch.setattr(engine, "prompt_turns", prompt_turns)
+    style = VerdictStyle(system="Judge + or -.")
+    chats = [style.request("3 + 4?", pictures[: n % 3], [f"The red bar is {k}." for k in range(n)]) for n in (1, 4, 7)]
+    for ours, theirs in zip(engine.turn_logprobs(chats, ("+", "-")), tuned.turn_logprobs(chats, ("+", "-")), strict=True):
+        assert [turn.tokens for turn in ours] == [turn.tokens for turn in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=0.02)
+    assert engine.turn_logprobs([], ("+", "-")) == []
 
 
 def test_missing_vllm_says_what_to_install(tiny_path, monkeypatch):
