@@ -26,15 +26,12 @@ from ..types import InputError
 from .critique import format_critique
 from .gm_prm import critique_messages
 from .records import StepRecord, fault, record_critique
+from .sections import HEADERS
 from .truth import step_truth
+from .verdicts import SYSTEM
 
 Style = Literal["verdicts", "critique"]
 Messages = list[dict[str, str]]
-HEADERS = {"perception": "[Visual Elements]", "reasoning": "[Reasoning]"}
-SYSTEM = (
-    "You judge solutions to questions about pictures. You see the pictures, the question and then one step of the solution a turn. "
-    "Answer + if the solution is right up to and including this step, in what it says of the pictures and in its logic; else answer -."
-)
 
 
 def verdict_messages(record: StepRecord, threshold: float = 0.0, stop_at_first_error: bool = True, system: str = SYSTEM) -> Messages | str:

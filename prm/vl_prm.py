@@ -15,9 +15,10 @@ from typing import Any, Literal, get_args
 from ..serving.engine import Engine, Request, Turn
 from ..serving.images import image_key
 from ..serving.turns import system_role, turn_logprobs
-from ..types import InputError, Sample, Score, Step, Usage, Verdict
+from ..types import InputError, Kind, Sample, Score, Step, Usage, Verdict
 from .aggregate import AGGREGATIONS, aggregate
-from .sections import solution_steps
+from .sections import render_sections, solution_steps
+from .steps import render_steps
 from .verdicts import SYSTEM, WORDS, VerdictStyle
 
 Form = Literal["probability", "reward"]
@@ -100,6 +101,10 @@ class VLPRM:
             results.append(scores[key] if key not in first else _again(scores[key]))
             first.add(key)
         return results
+
+    def render_solution(self, steps: Sequence[str], kinds: Sequence[Kind | None]) -> str:
+        """The solution that these steps make, in the form that this scorer reads back into them: sections where all kinds are known."""
+        return render_steps(steps) if None in kinds else render_sections(steps, kinds)
 
     def request(self, sample: Sample, steps: Sequence[Step], fill: Sequence[str] = ()) -> Request:
         """The chat that asks for the verdict of the last step and, at its earlier answers, of those before."""

@@ -15,7 +15,7 @@ def test_vllm_serves_the_trained_head(needs_vllm, tiny_path, pictures, tmp_path)
         StepRecord(f"r{i}", "Color?", ("It is red.", "So.", "Yes + no."), (pictures[i % 4],), judge=(True, i % 2 == 0, True))
         for i in range(8)
     ]
-    train_vl_prm(tiny_path, records, tmp_path, head=1, max_steps=2, learning_rate=1e-2, system="", progress=False, workers=0, bf16=False)
+    train_vl_prm(tiny_path, records, tmp_path, head=1, max_steps=2, learning_rate=1e-4, system="", progress=False, workers=0, bf16=False)
     samples = [
         Sample(Problem(f"p{n}", "What + what?", pictures[: n % 3]), "\n".join(f"Step {k}: It is {k}." for k in range(1, n + 1)))
         for n in (1, 3, 7)
@@ -26,4 +26,4 @@ def test_vllm_serves_the_trained_head(needs_vllm, tiny_path, pictures, tmp_path)
     scorer.engine.close()
     for one, other in zip(ours, theirs, strict=True):
         assert one.steps == pytest.approx(other.steps, abs=0.01) and one.details["lengths"] == other.details["lengths"]
-    assert len({round(p, 3) for score in ours for p in score.steps}) > 3
+    assert len({round(p, 3) for score in ours for p in score.steps}) > 3, ours

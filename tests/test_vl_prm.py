@@ -384,3 +384,11 @@ def test_a_url_can_be_a_vl_prm():
     assert isinstance(load_scorer("http://localhost:1/v1", method="vl_prm", score="reward"), VLPRM)
     with pytest.raises(InputError, match="method"):
         load_scorer("http://localhost:1/v1", method="vlprm")
+
+
+def test_a_solution_is_rendered_so_that_it_is_read_back(tiny_engine):
+    prm = VLPRM(tiny_engine)
+    steps = ["a is 3", "a is 3", "3 + 3 = 6"]
+    for kinds in [("perception", "perception", "reasoning"), (None, None, None)]:
+        back = solution_steps(prm.render_solution(steps, kinds))
+        assert [step.text for step in back] == steps and tuple(step.kind for step in back) == kinds
