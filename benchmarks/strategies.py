@@ -70,8 +70,8 @@ def run_arm(
         scorer = load_scorer(path, engine, **scorer_settings)
 
     def search(batch: Sequence[Any]) -> list[SearchResult]:
-        at = {problem.id: pool for problem, pool in zip(problems, pools, strict=True)}
-        given = {"pool": [at[problem.id][:n] for problem in batch]} if method in POOLED and pools else {}
+        at = {problem.id: pool for problem, pool in zip(problems, pools, strict=False)}
+        given = {"pool": [at[problem.id][:n] for problem in batch]} if method in POOLED and at else {}
         call: Callable[..., list[SearchResult]] = partial(SEARCH[method], batch, policy, **({"scorer": scorer} if which else {}))
         return call(**options, **given)
 

@@ -119,12 +119,16 @@ class Survey:
 
 
 def survey(
-    items: Sequence[StepRecord | Sample], style: Any, consistency: str, check: Callable[[StepRecord, str], str | None] = fault
+    items: Sequence[StepRecord | Sample],
+    style: Any,
+    consistency: str,
+    check: Callable[[StepRecord, str], str | None] = fault,
+    size: Callable[[Any], int] | None = None,
 ) -> Survey:
     """Looks at every item once: its labels (`check` gives a reason against it), its pictures' headers (InputError for one that cannot
     be used), its text.
 
-    The rough length is in characters: good enough to batch alike lengths.
+    The rough length is in characters, or what `size` says: good enough to batch alike lengths.
     """
     indices, lengths, counts, digest, seen = [], [], Counter[str](), hashlib.sha1(), set[str]()
     for index, item in enumerate(items):
@@ -141,7 +145,7 @@ def survey(
         digest.update(f"{text}\0{target}\0".encode(errors="replace"))
         counts["records" if isinstance(item, StepRecord) else "solutions"] += 1
         indices.append(index)
-        lengths.append(len(text) + len(target))
+        lengths.append(size(item) if size else len(text) + len(target))
     return Survey(indices, lengths, counts, digest.hexdigest())
 
 

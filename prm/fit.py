@@ -145,11 +145,11 @@ def _per_step(recipe: Training) -> int:
 
 
 def _fitting(collator: Collator, found: Survey, n_train: int, max_length: int | None) -> tuple[list[int], list[int], list[int]]:
-    """Rows to train on with their lengths, and rows to evaluate on, without those of more than `max_length` tokens."""
+    """Rows to train on with their rough lengths, and rows to evaluate on, without those of more than `max_length` tokens."""
     pairs = list(zip(found.indices, found.lengths, strict=True))
     if max_length is not None:
-        exact = zip(found.indices, collator.lengths(found.indices), strict=True)
-        pairs = [(index, length) for index, length in exact if length <= max_length]
+        exact = collator.lengths(found.indices)
+        pairs = [pair for pair, length in zip(pairs, exact, strict=True) if length <= max_length]
         found.counts["dropped: longer than max_length"] += len(found.indices) - len(pairs)
     train = [(index, length) for index, length in pairs if index < n_train]
     if not train:

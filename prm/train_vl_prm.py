@@ -95,7 +95,7 @@ def train_vl_prm(
     train_part = open_records(records, image_root)
     eval_part = open_records(eval_records, image_root) if eval_records is not None else ()
     items, n_train = Joined(train_part, eval_part), len(train_part)
-    found = survey(items, form, "", check=lambda record, _: form.fault(record))
+    found = survey(items, form, "", check=lambda record, _: form.fault(record), size=full_length)
     found.counts.update(form.counts)
 
     from .sft import VerdictTrainer
@@ -124,6 +124,12 @@ def train_vl_prm(
         keep_checkpoints=keep_checkpoints,
         progress=progress,
     )
+
+
+def full_length(record: StepRecord) -> int:
+    """A length to batch by that tells nothing of the labels: the chat's own does, because it ends with the first negative step, and
+    batches of nothing but early errors, then of nothing but right solutions, keep a model from learning."""
+    return len(record.question) + sum(map(len, record.steps))
 
 
 def _role(settings: Recipe, base: str) -> bool:

@@ -15,7 +15,7 @@ from vlrm.policy.tiny import build_tiny
 from vlrm.prm.records import StepRecord, write_records
 from vlrm.prm.sft import VerdictTrainer
 from vlrm.prm.step_head import StepHeadPRM, load_step_head
-from vlrm.prm.train_vl_prm import Recipe, VerdictCollator, Verdicts, train_vl_prm
+from vlrm.prm.train_vl_prm import Recipe, VerdictCollator, Verdicts, full_length, train_vl_prm
 from vlrm.prm.verdicts import TargetRule, VerdictStyle
 from vlrm.prm.vl_prm import VLPRM
 from vlrm.rm.load import load_scorer
@@ -103,6 +103,17 @@ def test_lengths_are_exact(processor):
     lengths = list(collator.lengths(range(9)))
     batch = collator([{"index": i} for i in range(9)])
     assert lengths == batch["attention_mask"].sum(dim=1).tolist()
+
+
+def test_the_order_of_batches_tells_nothing_of_the_labels(processor):
+    """A chat ends with its first error, so batches of chats of like length would hold either errors or none."""
+    from vlrm.prm.collate import survey
+
+    form = Verdicts(VerdictStyle(), TargetRule())
+    early, none = record(2, 0), record(2)
+    found = survey([early, none], form, "", check=lambda item, _: form.fault(item), size=full_length)
+    assert abs(found.lengths[0] - found.lengths[1]) <= 1
+    assert len(form.chat(early)[1]) == 1 and len(form.chat(none)[1]) == 4
 
 
 # The loss
