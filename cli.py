@@ -10,22 +10,25 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import __version__, commands
+from . import __version__
+from .commands import convert, doctor, eval_steps, quickstart, search, synth, synth_labels, train
 from .config import help_text, nearest, parse
 from .types import EngineError, InputError
 
-# verb -> (its settings, what runs them); the settings' docstring is the help
+# verb: its settings, what runs them; the settings' docstring is the help
 VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "quickstart": (commands.Quickstart, commands.run_quickstart),
-    "synth": (commands.Synth, commands.run_synth),
-    "synth labels": (commands.SynthLabels, commands.run_synth_labels),
-    "synth merge": (commands.SynthMerge, commands.run_synth_merge),
-    "train": (commands.Train, commands.run_train),
-    "search": (commands.Search, commands.run_search),
-    "convert": (commands.Convert, commands.run_convert),
-    "eval steps": (commands.EvalSteps, commands.run_eval_steps),
-    "doctor": (commands.Doctor, commands.run_doctor),
+    "quickstart": (quickstart.Quickstart, quickstart.run_quickstart),
+    "synth": (synth.Synth, synth.run_synth),
+    "synth labels": (synth_labels.SynthLabels, synth_labels.run_synth_labels),
+    "synth merge": (synth_labels.SynthMerge, synth_labels.run_synth_merge),
+    "train": (train.Train, train.run_train),
+    "search": (search.Search, search.run_search),
+    "convert": (convert.Convert, convert.run_convert),
+    "eval steps": (eval_steps.EvalSteps, eval_steps.run_eval_steps),
+    "doctor": (doctor.Doctor, doctor.run_doctor),
 }
+# verb: what chooses its settings by the arguments
+CHOOSE: dict[str, Callable[[Sequence[str]], type]] = {"train": train.train_settings}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,13 +58,19 @@ def run(arguments: list[str]) -> int:
         print(f"vlrm {__version__}")
         return 0
     verb, rest = split_verb(arguments)
-    settings, action = VERBS[verb]
+    settings, action = settings_for(verb, rest), VERBS[verb][1]
     if "-h" in rest or "--help" in rest:
         print(help_text(settings, f"vlrm {verb} [CONFIG.yaml] [--key value ...]", settings.__doc__))
         return 0
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what matters to a user, we say ourselves
     action(parse(settings, rest))
     return 0
+
+
+def settings_for(verb: str, arguments: Sequence[str]) -> type:
+    """The settings class of a verb; for some verbs the arguments choose it. Raises InputError where they name what does not exist."""
+    said = [argument for argument in arguments if argument not in ("-h", "--help")]
+    return CHOOSE[verb](said) if verb in CHOOSE and said else VERBS[verb][0]
 
 
 def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:

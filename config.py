@@ -56,6 +56,17 @@ def help_text(cls: type, usage: str, about: str) -> str:
     return "\n".join(lines)
 
 
+def given(arguments: Sequence[str]) -> dict[str, Any]:
+    """What the arguments say, before it is checked: keys of the YAML file with their values, then those of the command line."""
+    arguments = _with_config_key(arguments)
+    said = dict(_read_yaml(arguments))
+    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument.startswith("--") and argument not in ("--config", "--help"):
+            name, _, own = argument[2:].partition("=")
+            said[name.replace("-", "_")] = own or value
+    return said
+
+
 def nearest(key: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or what there is where nothing is near."""
     known = list(known)
@@ -76,8 +87,17 @@ def _with_config_key(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_yaml(cls: type, arguments: Sequence[str]) -> None:
+    content = _read_yaml(arguments)
+    for key in content:
+        _check_key(cls, str(key), f"{arguments[list(arguments).index('--config') + 1]}: key ", extra=["env"])
+    if not isinstance(content.get("env", {}), dict):
+        raise InputError(f"{arguments[list(arguments).index('--config') + 1]}: env must be a mapping of environment variables")
+
+
+def _read_yaml(arguments: Sequence[str]) -> dict[Any, Any]:
+    """The content of the config file; empty where none is named."""
     if "--config" not in arguments:
-        return
+        return {}
     import yaml
 
     path = Path(arguments[list(arguments).index("--config") + 1])
@@ -92,10 +112,7 @@ def _check_yaml(cls: type, arguments: Sequence[str]) -> None:
         ) from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold lines of the form `key: value`")
-    for key in content:
-        _check_key(cls, str(key), f"{path}: key ", extra=["env"])
-    if not isinstance(content.get("env", {}), dict):
-        raise InputError(f"{path}: env must be a mapping of environment variables")
+    return content
 
 
 def _check_key(cls: type, key: str, where: str, extra: Sequence[str]) -> None:

@@ -17,7 +17,10 @@ from typing import Literal
 import pytest
 
 import vlrm
-from vlrm import EngineError, InputError, cli, commands, doctor
+from vlrm import EngineError, InputError, cli, doctor
+from vlrm.commands.common import key
+from vlrm.commands.quickstart import Quickstart
+from vlrm.commands.train import TrainGMPRM, train_arguments
 from vlrm.config import JSON, help_text, parse
 
 
@@ -27,15 +30,15 @@ class Demo:
 
     More about it."""
 
-    name: str = commands.key("who")
-    n: int = commands.key("how many", 8)
-    rate: float = commands.key("how fast", 0.5)
-    limit: int | None = commands.key("at most", None)
-    mode: Literal["fast", "slow"] = commands.key("how", "fast")
-    loud: bool = commands.key("whether", True)
-    sure: bool | None = commands.key("maybe", None)
-    words: list[str] = commands.key("which", ["a", "b"])
-    extra: JSON = commands.key("more", None)
+    name: str = key("who")
+    n: int = key("how many", 8)
+    rate: float = key("how fast", 0.5)
+    limit: int | None = key("at most", None)
+    mode: Literal["fast", "slow"] = key("how", "fast")
+    loud: bool = key("whether", True)
+    sure: bool | None = key("maybe", None)
+    words: list[str] = key("which", ["a", "b"])
+    extra: JSON = key("more", None)
 
 
 def yaml_file(tmp_path: Path, text: str) -> str:
@@ -197,7 +200,7 @@ def test_the_installed_command_and_the_module_end_alike():
 def test_train_offers_what_the_library_function_takes():
     from vlrm.prm.train import Recipe, train_gm_prm
 
-    arguments = commands.train_arguments(parse(commands.Train, ["--model", "m", "--data", "d", "--output_dir", "o"]))
+    arguments = train_arguments(parse(TrainGMPRM, ["--model", "m", "--data", "d", "--output_dir", "o"]))
     recipe = {item.name: item.default for item in fields(Recipe)}
     taken = inspect.signature(train_gm_prm).parameters
     library_only = {"solutions", "recipe"}
@@ -209,7 +212,7 @@ def test_train_offers_what_the_library_function_takes():
 def test_quickstart_offers_the_settings_of_the_library_function():
     from vlrm.policy.quickstart import Settings
 
-    offered = {item.name: item.default for item in fields(commands.Quickstart)}
+    offered = {item.name: item.default for item in fields(Quickstart)}
     assert offered.pop("out") is MISSING
     assert offered == {item.name: item.default for item in fields(Settings)}
 
@@ -300,7 +303,7 @@ def test_the_commands_of_the_readme_are_understood(monkeypatch):
     assert {command[0] for command in commands_} >= {"synth", "train", "search"}
     for command in commands_:
         verb, rest = cli.split_verb(command)
-        parse(cli.VERBS[verb][0], rest)
+        parse(cli.settings_for(verb, rest), rest)
 
 
 def test_the_example_of_the_readme_runs(monkeypatch, capsys):
@@ -323,10 +326,11 @@ def test_the_example_of_the_readme_runs(monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", sorted((Path(vlrm.__file__).parent / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_understood(path):
-    parse(cli.VERBS[path.name.split("_")[0]][0], [str(path)])
+    parse(cli.settings_for(path.name.split("_")[0], [str(path)]), [str(path)])
     for line in re.findall(r"#\s+vlrm (.*)", path.read_text()):
         verb, *rest = shlex.split(line)
-        parse(cli.VERBS[verb][0], [str(path) if part.startswith("configs/") else part for part in rest])
+        rest = [str(path) if part.startswith("configs/") else part for part in rest]
+        parse(cli.settings_for(verb, rest), rest)
 
 
 def test_tables_are_made_from_results(tmp_path, monkeypatch):

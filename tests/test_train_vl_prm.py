@@ -307,21 +307,18 @@ def test_the_train_command_offers_what_the_function_takes():
     import inspect
     from dataclasses import fields
 
-    from vlrm import commands
+    from vlrm.commands.train import train_arguments, train_settings
     from vlrm.config import parse
 
-    arguments = commands.train_arguments(
-        parse(commands.Train, ["--model", "m", "--data", "d", "--output_dir", "o", "--method", "vl_prm", "--system", "S"])
-    )
+    asked = ["--model", "m", "--data", "d", "--output_dir", "o", "--method", "vl_prm"]
+    arguments = train_arguments(parse(train_settings(asked), [*asked, "--system", "S"]))
     recipe = {item.name: item.default for item in fields(Recipe)}
     assert set(arguments) == set(recipe) | set(inspect.signature(train_vl_prm).parameters) - {"recipe"}
     for name, default in recipe.items():
         if name != "system":
             assert arguments[name] == (list(default) if isinstance(default, tuple) else default), name
     with pytest.raises(InputError, match="instructions belongs to --method gm_prm"):
-        commands.train_arguments(
-            parse(commands.Train, ["--model", "m", "--data", "d", "--output_dir", "o", "--method", "vl_prm", "--instructions", "x"])
-        )
+        train_settings([*asked, "--instructions", "x"])
 
 
 def test_train_and_search_from_the_command_line(tiny, tmp_path):

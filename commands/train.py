@@ -1,0 +1,132 @@
+"""`vlrm train`: what every method takes, and for each method its own keys.
+
+A method joins with a settings class and a line in `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib import import_module
+from typing import Any, Literal
+
+from ..config import JSON, given, nearest
+from ..types import InputError
+from .common import key, say
+
+
+@dataclass(kw_only=True)
+class Train:
+    """Trains a reward model. `--method` says which; `vlrm train --method NAME --help` lists what that method takes.
+
+    The output folder is what vlrm search, vlrm eval and vlrm.load_scorer take. Run again after an interruption, it goes on from its
+    last checkpoint."""
+
+    model: str = key("model to start from: a folder, a hub name, or the built-in tiny")
+    data: str = key("step records: .jsonl, .json or .parquet")
+    output_dir: str = key("folder for the trained scorer")
+    method: str = key("what to train: gm_prm writes critiques, vl_prm answers every step with + or -", "gm_prm")
+    eval_data: str | None = key("step records that the loss is also measured on", None)
+    image_root: str | None = key("folder that image paths are relative to; else the data file's", None)
+    scorer_settings: JSON = key('settings stored with the scorer, such as {"aggregation": "min"}', None)
+    resume: bool = key("go on from the last checkpoint; false starts afresh", True)
+    keep_checkpoints: bool = key("keep the checkpoints when the training is done", False)
+    progress: bool = key("show a bar", True)
+    lora: bool = key("train a LoRA adapter instead of all weights", False)
+    lora_settings: JSON = key('settings of peft.LoraConfig, such as {"r": 16, "lora_alpha": 32}; implies lora', None)
+    freeze_vision: bool = key("leave the picture encoder as it is", True)
+    epochs: int = key("passes over the data", 1)
+    max_steps: int | None = key("optimizer steps, instead of epochs", None)
+    learning_rate: float | None = key("peak learning rate; if none is given 1e-5, with LoRA 1e-4", None)
+    schedule: str = key("learning-rate schedule of transformers", "cosine")
+    warmup: float = key("warm-up: a share of the steps below 1, else their number", 0.03)
+    weight_decay: float = key("weight decay", 0.0)
+    max_grad_norm: float = key("gradients are clipped to this norm", 1.0)
+    batch_size: int = key("records on each device at once", 8)
+    gradient_accumulation: int = key("batches in an optimizer step", 1)
+    max_length: int | None = key("records of more tokens are dropped and counted", None)
+    bf16: bool | None = key("bfloat16 arithmetic; if not said, where the machine is quick at it", None)
+    dtype: str | None = key("type of the weights; if not said float32, with LoRA and bf16 bfloat16", None)
+    attention: str | None = key("attention of transformers: sdpa, flash_attention_2, eager", None)
+    gradient_checkpointing: bool = key("less memory, more time", False)
+    workers: int = key("processes that make batches", 1)
+    save_steps: int = key("steps between checkpoints", 500)
+    logging_steps: int = key("steps between lines of the log", 10)
+    seed: int = key("seed of order and dropout", 0)
+
+
+@dataclass(kw_only=True)
+class TrainGMPRM(Train):
+    """Trains a GM-PRM: it critiques every step, image and logic apart, and rewrites the first wrong one (arXiv 2508.04088).
+
+    Step records: JSONL or parquet with the columns question, steps, images, and labels (critiques with a correction, or judge, or
+    mc_scores); VisualPRM400K's own files are read as they are. The output folder is what vlrm search and vlrm.load_scorer take. Run
+    again after an interruption, it goes on from its last checkpoint."""
+
+    words: list[str] = key("the two verdict words, the positive one first", ["Correct", "Incorrect"])
+    stop_at_first_error: bool = key("targets end after the first wrong step", False)
+    instructions: str = key("text put after every prompt, in training and in use", "")
+    consistency: Literal["exact", "first_error", "outcome"] = key("how critiques must agree with Monte-Carlo labels", "first_error")
+    verdict_weight: float = key("weight of the loss at verdict words; 1 is the plain loss", 3.0)
+    correction_weight: float = key("weight of the loss at the corrected step; 1 is the plain loss", 1.0)
+
+
+@dataclass(kw_only=True)
+class TrainVLPRM(Train):
+    """Trains a VL-PRM: it answers every step with + or - (arXiv 2509.23250).
+
+    Step records: JSONL or parquet with the columns question, steps, images, and labels (labels, judge, critiques or mc_scores);
+    VisualPRM400K's own files are read as they are. The output folder is what vlrm search and vlrm.load_scorer take. Run again after an
+    interruption, it goes on from its last checkpoint."""
+
+    verdict_words: list[str] = key("the verdict words, the positive one first; if none are given + and -, for advantage + = -", [])
+    system: str | None = key("system text; if none is given the paper's in our words, an empty one is left out", None)
+    system_role: bool | None = key("a system turn, or the text in the first user's turn; if not said, as the chat template can", None)
+    headers: bool = key("show the headers of sections whose kinds are known", True)
+    target: Literal["hard", "soft", "value", "advantage"] = key("1 or 0, shares, Monte-Carlo above the threshold, change", "hard")
+    label_source: Literal["auto", "labels", "judge", "critiques", "mc_scores"] = key("column that labels are taken from", "auto")
+    threshold: float = key("a share is negative unless it is above this", 0.0)
+    after_error: Literal["truncate", "negative", "keep"] = key("steps after the first negative one", "truncate")
+    label_kinds: list[str] = key("sections that are trained on", ["perception", "reasoning"])
+    loss: Literal["vocabulary", "choice"] | None = key("over all words or the verdict words; if not said, as the target wants", None)
+    head: int = key("1 or 2 labels of a linear head on the token that ends a step, instead of words", 0)
+
+
+# method: (its settings, the library function that trains it)
+METHODS: dict[str, tuple[type[Train], str]] = {
+    "gm_prm": (TrainGMPRM, "vlrm.prm.train:train_gm_prm"),
+    "vl_prm": (TrainVLPRM, "vlrm.prm.train_vl_prm:train_vl_prm"),
+}
+
+
+def train_settings(arguments: Sequence[str]) -> type[Train]:
+    """The settings class of the method that the arguments name. Raises InputError for an unknown one, and for keys of another's."""
+    said = given(arguments)
+    method = str(said.get("method", Train.method))
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}{nearest(method, METHODS)}")
+    own = {item.name for item in fields(METHODS[method][0])}
+    for name in said:
+        others = [other for other, (settings, _) in METHODS.items() if name in {item.name for item in fields(settings)}]
+        if name not in own and others:
+            raise InputError(f"{name} belongs to --method {' and '.join(others)}, not {method}; leave it out")
+    return METHODS[method][0]
+
+
+def train_arguments(settings: Train) -> dict[str, Any]:
+    """The settings as arguments of the method's training function."""
+    arguments = asdict(settings)
+    if "verdict_words" in arguments:
+        arguments["words"] = arguments.pop("verdict_words") or None
+    if arguments.get("system", "") is None:
+        del arguments["system"]
+    arguments["records"], arguments["eval_records"] = arguments.pop("data"), arguments.pop("eval_data")
+    arguments["lora"] = arguments.pop("lora_settings") or arguments["lora"]
+    del arguments["method"]
+    return arguments
+
+
+def run_train(settings: Train) -> None:
+    module, name = METHODS[settings.method][1].split(":")
+    getattr(import_module(module), name)(**train_arguments(settings))
+    say(f"trained scorer in {settings.output_dir}")
