@@ -89,7 +89,7 @@ def perception_f1(scorer: Any, samples: Sequence[Sample]) -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/perception"))
-    parser.add_argument("--base", default="tiny")
+    parser.add_argument("--base", default="tiny-checker")
     parser.add_argument("--policy", default="tiny-policy")
     parser.add_argument("--train_problems", type=int, default=8000)
     parser.add_argument("--problems", type=int, default=300)

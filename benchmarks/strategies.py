@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/strategies"))
     parser.add_argument("--scorer", type=Path, help="a folder that vlrm train --method vl_prm wrote; else one is trained")
     parser.add_argument("--gm_prm", type=Path, help="a folder that vlrm train --method gm_prm wrote, such as a quickstart's")
-    parser.add_argument("--base", default="tiny")
+    parser.add_argument("--base", default="tiny-checker")
     parser.add_argument("--policy", default="tiny-policy")
     parser.add_argument("--train_problems", type=int, default=11000)
     parser.add_argument("--learning_rate", type=float, default=8e-4)

@@ -1,11 +1,12 @@
 """Pretrains the shipped tiny checkpoints from nothing: `python -m vlrm.policy.pretrain --out DIR`.
 
-Two checkpoints come out of one run. `tiny-policy` has seen captions and right solutions, and was stopped while it still
+Three checkpoints come out of one run. `tiny-policy` has seen captions and right solutions, and was stopped while it still
 makes mistakes of every kind: it is what search improves. `tiny` goes on from there with captions and with comparing:
 given a picture and a solution, corrupted at random, it writes each claim beside its own reading. It is given no solving
 data beyond what the policy saw (a share of the very same samples is replayed so that it does not forget), so a critic
 made from it is held to the policy's own solving ability. It has never seen a verdict or a correction: those are what
-training a GM-PRM teaches.
+training a GM-PRM teaches. `tiny-checker` goes on from `tiny` with dialogues of checking: it answers facts and steps of solutions
+with +, or with what is true instead. It is what scorers that answer at once are made from (VL-PRM, scalar heads).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,15 +25,19 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments, set_seed
 
+from ..data_synth.checks import check_claims, check_facts, check_steps
 from ..data_synth.corrupt import corrupted
 from ..data_synth.teacher import comparison
 from ..data_synth.worlds import WORLDS, sample_scene
 from ..data_synth.worlds.base import format_solution, right_solution
+from ..prm.verdicts import VerdictStyle
 from ..types import Problem, Sample
 from .tiny import IMAGE_TOKENS, build_tiny
 
 DESCRIBE = "Describe the picture."
 COMPARE = "Compare each step."
+CHECK = "Check each fact."
+DIALOGUES = {"facts": check_facts, "signs": partial(check_facts, signs=True), "claims": check_claims, "steps": check_steps}
 IMAGE = "<fake_token_around_image><global-img>" + "<image>" * IMAGE_TOKENS + "<fake_token_around_image>"
 
 
@@ -72,6 +78,9 @@ class Samples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         task = self.task(index)
+        if task in DIALOGUES:
+            ids, labels, picture = self.dialogue(task, random.Random(f"{self.seed} {task} {index}"))
+            return {"ids": ids, "labels": labels, "pixels": pixels(picture)}
         if task == "solve":
             number = index % self.stage.replay if self.stage.replay else index
             prompt, target, picture = solving_sample(number)
@@ -88,7 +97,30 @@ class Samples(Dataset):
             picture = world.draw(scene, rng)
         head = self.tokenizer(f"<|user|>{IMAGE}{prompt}<|end|><|assistant|>").input_ids
         tail = self.tokenizer(f"{target}<|end|>").input_ids
-        return {"head": head, "tail": tail, "pixels": pixels(picture)}
+        return {"ids": head + tail, "labels": [-100] * len(head) + tail, "pixels": pixels(picture)}
+
+    def dialogue(self, task: str, rng: random.Random) -> tuple[list[int], list[int], Any]:
+        """Token ids of a dialogue of checking, labels at its answers alone, and the picture."""
+        world = rng.choice(list(WORLDS.values()))
+        scene = sample_scene(world, "train", rng)
+        turns = DIALOGUES[task](world, scene, rng)
+        ids: list[int] = []
+        labels: list[int] = []
+        for k, (text, (_, answer)) in enumerate(zip(stated_turns(task, world, scene, turns), turns, strict=True)):
+            asked = self.tokenizer(f"<|user|>{IMAGE if k == 0 else ''}{text}<|end|><|assistant|>").input_ids
+            said = self.tokenizer(answer).input_ids
+            ids += [*asked, *said, *self.tokenizer("<|end|>").input_ids]
+            labels += [-100] * len(asked) + said + [-100]
+        return ids, labels, world.draw(scene, rng)
+
+
+def stated_turns(task: str, world: Any, scene: Any, turns: Sequence[tuple[str, str]]) -> list[str]:
+    """What the user's turns of a dialogue say: facts after an instruction, steps and their claims in a VL-PRM's form."""
+    stated = [text for text, _ in turns]
+    if task in ("facts", "signs"):
+        return [f"{CHECK}\n{stated[0]}", *stated[1:]]
+    messages = VerdictStyle(system="", headers=False).request(world.question(scene), [], stated).messages
+    return [part["text"] for message in messages if message["role"] == "user" for part in message["content"]]
 
 
 def solving_sample(number: int) -> tuple[str, str, Any]:
@@ -113,14 +145,14 @@ def pixels(image: Any) -> torch.Tensor:
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    width = max(len(row["head"]) + len(row["tail"]) for row in rows)
+    width = max(len(row["ids"]) for row in rows)
     ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
     labels_BT = torch.full((len(rows), width), -100)
     mask_BT = torch.zeros(len(rows), width, dtype=torch.long)
     for b, row in enumerate(rows):
-        head, end = len(row["head"]), len(row["head"]) + len(row["tail"])
-        ids_BT[b, :end] = torch.tensor(row["head"] + row["tail"])
-        labels_BT[b, head:end] = ids_BT[b, head:end]
+        end = len(row["ids"])
+        ids_BT[b, :end] = torch.tensor(row["ids"])
+        labels_BT[b, :end] = torch.tensor(row["labels"])
         mask_BT[b, :end] = 1
     return {
         "input_ids": ids_BT,
@@ -174,14 +206,15 @@ def run_stage(start: Path, out: Path, stage: Stage, seed: int, batch_size: int, 
     model.config.use_cache = True  # the trainer switches it off
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)
-    return {"samples": stage.samples, "seconds": round(seconds), "resumed": resumed}  # a resumed stage has the seconds since
+    # A resumed stage has the seconds since.
+    return {"samples": stage.samples, "seconds": round(seconds), "threads": torch.get_num_threads(), "resumed": resumed}
 
 
 def note(folder: Path, command: str, name: str, stage: dict[str, Any]) -> None:
     """Adds a finished stage to `built.json`, which tells how the checkpoints came about."""
     path = folder / "built.json"
     built = json.loads(path.read_text()) if path.exists() else {"stages": {}}
-    built |= {"command": command, "torch": torch.__version__, "transformers": version("transformers"), "threads": torch.get_num_threads()}
+    built |= {"command": command, "torch": torch.__version__, "transformers": version("transformers")}
     built["stages"][name] = stage
     path.write_text(json.dumps(built, indent=1) + "\n")
 
@@ -199,7 +232,13 @@ MARK = Stage(COPY.last, COPY.last, samples=48_000, learning_rate=8e-4, replay=PO
 LAST = {"describe": 0.08, "compare": 0.82, "solve": 0.1}
 READ = Stage(LAST, LAST, samples=80_000, learning_rate=8e-4, replay=POLICY.samples)
 BASE = Stage(LAST, LAST, samples=56_000, learning_rate=8e-4, replay=POLICY.samples, intents=True)
-STAGES = {"tiny-policy": POLICY, "tiny-copy": COPY, "tiny-mark": MARK, "tiny-read": READ, "tiny": BASE}
+CHECKER = Stage(
+    {"facts": 0.5, "signs": 0.1, "claims": 0.35, "describe": 0.05},
+    {"facts": 0.05, "signs": 0.1, "claims": 0.3, "steps": 0.5, "describe": 0.05},
+    samples=96_000,
+    learning_rate=1.5e-3,
+)
+STAGES = {"tiny-policy": POLICY, "tiny-copy": COPY, "tiny-mark": MARK, "tiny-read": READ, "tiny": BASE, "tiny-checker": CHECKER}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data_synth.checks import RIGHT
 from ..data_synth.corrupt import corrupted
 from ..data_synth.teacher import comparison
 from ..data_synth.worlds import WORLDS, sample_scene
@@ -25,7 +26,7 @@ from ..rm.answers import extract_answer, same_answer
 from ..rm.stats import bootstrap_ci
 from ..serving import load_engine
 from ..serving.engine import Engine, Request
-from .pretrain import COMPARE, DESCRIBE
+from .pretrain import COMPARE, DESCRIBE, DIALOGUES, stated_turns
 from .tiny import CHECKPOINTS
 
 TABLE = re.compile(r"(<!-- card -->\n).*?(<!-- /card -->)", re.DOTALL)
@@ -35,11 +36,20 @@ TASKS = {
     "sampling": "answers sampled at temperature 0.6 that are right",
     "comparing": "analyses of a corrupted solution's steps that are right in every claim, reading and mark",
     "comparing, wrong steps": "the same where there is something wrong in the step",
+    "checking facts, right": "right facts of the picture that are answered with +",
+    "checking facts, wrong": "wrong ones that are answered with what is true",
+    "checking claims, right": "right claims of corrupted solutions that are answered with +",
+    "checking claims, wrong": "wrong ones that are answered with what is true",
+    "checking steps, right": "right steps of corrupted solutions that are answered with +",
+    "checking steps, wrong": "wrong ones that are not",
 }
+SKILLS = {"tiny-policy": ("solving",), "tiny": ("solving", "comparing"), "tiny-checker": ("checking",)}
 
 
-def measure(path: Path, compares: bool, n: int, seed: int) -> list[dict[str, Any]]:
-    """The rows of one checkpoint's card, by task and world: `n` held-out pictures (split test) of each world."""
+def measure(path: Path, skills: Sequence[str], n: int, seed: int) -> list[dict[str, Any]]:
+    """The rows of one checkpoint's card, by task and world: `n` held-out pictures (split test) of each world.
+
+    `skills`: solving, comparing, checking; captions are always measured."""
     engine = load_engine(str(path))
     rows = []
     for name, world in WORLDS.items():
@@ -49,11 +59,13 @@ def measure(path: Path, compares: bool, n: int, seed: int) -> list[dict[str, Any
         captions = answers(engine, [DESCRIBE] * n, pictures)
         shares = {"captions": [lines_right(said, world.describe(scene)) for said, scene in zip(captions, scenes, strict=True)]}
         gold = [answer_of(right_solution(world, scene)) for scene in scenes]
-        for task, temperature in (("solving", 0.0), ("sampling", 0.6)):
+        for task, temperature in (("solving", 0.0), ("sampling", 0.6)) if "solving" in skills else ():
             said = answers(engine, [world.question(scene) for scene in scenes], pictures, temperature, seed)
             shares[task] = [float(right(text, answer)) for text, answer in zip(said, gold, strict=True)]
-        if compares:
+        if "comparing" in skills:
             shares |= comparing(engine, world, scenes, pictures, rng)
+        if "checking" in skills:
+            shares |= checking(engine, world, scenes, pictures, rng)
         for task, values in shares.items():
             low, high = bootstrap_ci(values)
             row = {"checkpoint": path.name, "task": task, "world": name, "n": len(values)}
@@ -75,6 +87,27 @@ def comparing(engine: Engine, world: Any, scenes: Sequence[Any], pictures: Seque
         "comparing": [lines_right(a, b, "Image: ", "Logic: ") for a, b in zip(said, gold, strict=True)],
         "comparing, wrong steps": [lines_right(a, b, "Image: ", "Logic: ", holding=" no") for a, b in wrong],
     }
+
+
+def checking(engine: Engine, world: Any, scenes: Sequence[Any], pictures: Sequence[Any], rng: random.Random) -> dict[str, list[float]]:
+    """For each answer of the dialogues of checking whether it is right; the earlier answers of the dialogue are the right ones."""
+    shares: dict[str, list[float]] = {}
+    for task in ("facts", "claims", "steps"):
+        dialogues = [DIALOGUES[task](world, scene, rng) for scene in scenes]
+        requests, wanted = [], []
+        for scene, picture, turns in zip(scenes, pictures, dialogues, strict=True):
+            messages: list[dict[str, Any]] = []
+            for text, (_, answer) in zip(stated_turns(task, world, scene, turns), turns, strict=True):
+                image = [] if messages else [{"type": "image"}]
+                messages = [*messages, {"role": "user", "content": [*image, {"type": "text", "text": text}]}]
+                requests.append(Request(messages, [picture], max_tokens=6))
+                wanted.append(answer)
+                messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        for completions, answer in zip(engine.generate(requests), wanted, strict=True):
+            said = completions[0].text.strip()
+            hit = said != RIGHT if task == "steps" and answer != RIGHT else said == answer.strip()
+            shares.setdefault(f"checking {task}, {'right' if answer == RIGHT else 'wrong'}", []).append(float(hit))
+    return {task: shares[task] for task in TASKS if task in shares}
 
 
 def answers(engine: Engine, prompts: Sequence[str], pictures: Sequence[Any], temperature: float = 0.0, seed: int = 0) -> list[str]:
@@ -108,8 +141,8 @@ def markdown(card: dict[str, Any]) -> str:
     cells = {(row["checkpoint"], row["task"], row["world"]): row for row in card["rows"]}
     lines = ["| checkpoint | task | " + " | ".join(WORLDS) + " |", "| --- | --- |" + " --: |" * len(WORLDS)]
     for checkpoint, task in dict.fromkeys((row["checkpoint"], row["task"]) for row in card["rows"]):
-        found = [cells[checkpoint, task, world] for world in WORLDS]
-        shown = [f"{100 * row['share']:.1f} ({100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f})" for row in found]
+        found = [cells.get((checkpoint, task, world)) for world in WORLDS]
+        shown = [f"{100 * row['share']:.1f} ({100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f})" if row else "" for row in found]
         lines.append(f"| {checkpoint} | {task} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 
@@ -126,8 +159,8 @@ def outside(card: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def write_card(folder: Path, n: int = 300, seed: int = 0) -> dict[str, Any]:
-    """Measures both checkpoints of the folder and writes `card.json` and the table in `README.md`."""
-    rows = measure(folder / "tiny-policy", False, n, seed) + measure(folder / "tiny", True, n, seed)
+    """Measures the checkpoints of the folder and writes `card.json` and the table in `README.md`."""
+    rows = [row for name, skills in SKILLS.items() for row in measure(folder / name, skills, n, seed)]
     built = folder / "built.json"
     card = {"built": json.loads(built.read_text()) if built.exists() else None, "tasks": TASKS, "seed": seed, "rows": rows}
     replace(folder / "card.json", json.dumps(card, indent=1) + "\n")

@@ -11,13 +11,14 @@ from ..types import InputError
 from .engine import Engine
 
 _TINY = Path(__file__).parent.parent / "policy" / "checkpoints"
+TINY = ("tiny", "tiny-policy", "tiny-checker")
 _FORMS = '"transformers:PATH", "vllm:PATH", "http://host:port/v1" or "tiny"'
 
 
 def load_engine(spec: str, adapter: str | Path | None = None, **options: Any) -> Engine:
     """The engine that `spec` names.
 
-    - `"transformers:PATH"`: a folder or a hub name (org/name); also just a folder, or `tiny` and `tiny-policy`, the models that
+    - `"transformers:PATH"`: a folder or a hub name (org/name); also just a folder, or `tiny`, `tiny-policy`, `tiny-checker`, that
       vlrm ships;
     - `"vllm:PATH"`: vLLM in this process;
     - `"http://host:port/v1"`: any OpenAI-compatible server; several URLs separated by commas share the work, and
@@ -55,7 +56,7 @@ def load_engine(spec: str, adapter: str | Path | None = None, **options: Any) ->
 
 def model_path(path: str) -> str:
     """A folder with a model in it, or a hub name. Raises InputError for a path that does not exist."""
-    if path in ("tiny", "tiny-policy") and not Path(path).exists():
+    if path in TINY and not Path(path).exists():
         path = str(_TINY / path)
     folder = Path(path).expanduser()
     if folder.is_dir():

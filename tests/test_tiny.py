@@ -8,6 +8,7 @@ from vlrm.data_synth.teacher import comparison
 from vlrm.data_synth.worlds import WORLDS, sample_scene
 from vlrm.data_synth.worlds.base import format_solution, right_solution
 from vlrm.policy.tiny import CHECKPOINTS, build_processor, build_tokenizer
+from vlrm.serving.load import TINY
 
 torch = pytest.importorskip("torch")
 
@@ -37,7 +38,7 @@ def test_tokenizer_is_the_same_each_time_and_the_one_shipped(processor):
     from transformers import AutoTokenizer
 
     assert build_tokenizer().get_vocab() == build_tokenizer().get_vocab()
-    for name in ("tiny", "tiny-policy"):
+    for name in TINY:
         assert AutoTokenizer.from_pretrained(CHECKPOINTS / name).get_vocab() == processor.tokenizer.get_vocab()
 
 
@@ -45,7 +46,7 @@ def test_pretraining_samples_repeat_and_match_the_processor(processor):
     from vlrm.policy.pretrain import BASE, POLICY, Samples, collate, pixels, solving_sample
 
     data = Samples(POLICY, 4, 0, processor.tokenizer)
-    assert data[7]["head"] == data[7]["head"] and data[7]["tail"] == data[7]["tail"]
+    assert data[7]["ids"] == data[7]["ids"] and data[7]["labels"] == data[7]["labels"]
     assert torch.equal(data[7]["pixels"], data[7]["pixels"])
     batch = collate([data[i] for i in range(8)])
     assert batch["input_ids"].shape == batch["labels"].shape and batch["pixel_values"].shape == (8, 1, 3, 96, 96)
@@ -60,7 +61,7 @@ def test_pretraining_samples_repeat_and_match_the_processor(processor):
 
 def test_shipped_checkpoints_stay_within_their_size():
     weights = list(CHECKPOINTS.glob("*/model.safetensors"))
-    assert {path.parent.name for path in weights} == {"tiny", "tiny-policy"}
+    assert {path.parent.name for path in weights} == set(TINY)
     assert sum(path.stat().st_size for path in weights) <= 12 * 2**20
 
 
@@ -76,7 +77,7 @@ def test_pretraining_and_its_card(tmp_path, monkeypatch):
     pretrain.main(arguments)
     card = json.loads((tmp_path / "card.json").read_text())
     assert list(card["built"]["stages"]) == list(pretrain.STAGES) and card["built"]["stages"]["tiny"]["samples"] == 8
-    assert len(card["rows"]) == 3 * (3 + 5) and "| tiny | comparing |" in (tmp_path / "README.md").read_text()
+    assert len(card["rows"]) >= 3 * (3 + 5 + 1) + 4 and "| tiny | comparing |" in (tmp_path / "README.md").read_text()
     written = (tmp_path / "tiny" / "model.safetensors").stat().st_mtime_ns
     pretrain.main(arguments)
     assert (tmp_path / "tiny" / "model.safetensors").stat().st_mtime_ns == written
@@ -85,9 +86,34 @@ def test_pretraining_and_its_card(tmp_path, monkeypatch):
 def test_card_of_the_shipped_checkpoints(tmp_path):
     from vlrm.policy.tiny_card import lines_right, measure, outside
 
-    rows = measure(CHECKPOINTS / "tiny-policy", False, 6, 0)
+    rows = measure(CHECKPOINTS / "tiny-policy", ["solving"], 6, 0)
     captions = [row["share"] for row in rows if row["task"] == "captions"]
     assert len(rows) == 9 and min(captions) > 0.3  # it can see
     assert lines_right("a\nb\nX", "a\nb\nc") == 2 / 3 and lines_right("a", "Image: x no\nImage: y", "Image: ", holding=" no") == 0
     moved = [{**rows[0], "ci95": [rows[0]["share"] + 0.01, 1.0]}, *rows[1:]]
     assert outside({"rows": rows}, {"rows": rows}) == [] and len(outside({"rows": rows}, {"rows": moved})) == 1
+
+
+def test_dialogues_of_checking_answer_with_the_truth(processor):
+    from vlrm.data_synth.checks import RIGHT, WRONG, check_claims, check_facts, check_steps
+    from vlrm.policy.pretrain import CHECKER, DIALOGUES, Samples
+
+    for world in WORLDS.values():
+        for i in range(20):
+            scene, rng = sample_scene(world, "train", random.Random(i)), random.Random(i)
+            said = {f"{head} {value}." for line in world.facts(scene) for head, value in line}
+            for stated, answer in check_facts(world, scene, rng):
+                assert (stated in said) == (answer == RIGHT)
+                assert answer == RIGHT or answer[1:] in world.describe(scene)
+            assert {answer for _, answer in check_facts(world, scene, rng, signs=True)} <= {RIGHT, WRONG}
+            turns = check_steps(world, scene, random.Random(i))
+            truths = world.check(scene, [step for step, _ in turns])
+            assert [answer == RIGHT for _, answer in turns] == [truth.right for truth in truths]
+            claims = check_claims(world, scene, random.Random(i))
+            assert "".join(stated for stated, _ in claims) == "".join(step for step, _ in turns)
+            assert [answer == RIGHT for _, answer in claims] == [claim.right for truth in truths for claim in truth.claims]
+    stage = Samples(CHECKER, 4, 0, processor.tokenizer)
+    for task in DIALOGUES:
+        ids, labels, _ = stage.dialogue(task, random.Random(5))
+        text = processor.tokenizer.decode([token for token, label in zip(ids, labels, strict=True) if label != -100])
+        assert "+" in text and "<|" not in text and len(ids) == len(labels)

@@ -57,6 +57,10 @@ def describe(scene: Scene) -> str:
     return "\n".join(f"The {colour} bar is {scene['heights'][colour]}." for colour in BAR_COLOURS)
 
 
+def facts(scene: Scene) -> list[list[tuple[str, str]]]:
+    return [[(f"The {colour} bar is", str(scene["heights"][colour]))] for colour in BAR_COLOURS]
+
+
 def write(scene: Scene, say: Say) -> list[str]:
     steps: list[str] = []
     read = []

@@ -101,6 +101,9 @@ class World(Protocol):
     def describe(self, scene: Scene) -> str:
         """A caption that names everything in the picture."""
 
+    def facts(self, scene: Scene) -> list[list[tuple[str, str]]]:
+        """The caption's lines cut into facts: how each begins, and the value that the picture gives it."""
+
     def write(self, scene: Scene, say: Say) -> list[str]:
         """The bodies of the steps; the last one ends with a line `Answer: ...`."""
 

@@ -75,6 +75,10 @@ def describe(scene: Scene) -> str:
     return "\n".join(f"Row {i} is {' '.join(cells)}." for i, cells in enumerate(scene["cells"], 1))
 
 
+def facts(scene: Scene) -> list[list[tuple[str, str]]]:
+    return [list(zip((f"Row {i} is", "", ""), cells, strict=True)) for i, cells in enumerate(scene["cells"], 1)]
+
+
 def write(scene: Scene, say: Say) -> list[str]:
     steps: list[str] = []
     read = []

@@ -82,6 +82,11 @@ def describe(scene: Scene) -> str:
     return "\n".join([*rows, f"The star is under lane {scene['star']}."])
 
 
+def facts(scene: Scene) -> list[list[tuple[str, str]]]:
+    rows = [[(f"Row {i} has rungs", " ".join(map(str, rungs)) or "none")] for i, rungs in enumerate(scene["rungs"], 1)]
+    return [*rows, [("The star is under lane", str(scene["star"]))]]
+
+
 def write(scene: Scene, say: Say) -> list[str]:
     star = say(0, "perception", str(scene["star"]), LANES)
     start = say(1, "reasoning", str(walk_back(scene, int(star))[-1]), LANES)
