@@ -8,6 +8,7 @@ in that place. Here every wrong statement asks for that very reading, and tellin
 from __future__ import annotations
 
 import random
+import re
 from types import ModuleType
 
 from .corrupt import corrupted
@@ -51,13 +52,18 @@ def check_steps(world: ModuleType, scene: Scene, rng: random.Random) -> Dialogue
 
 
 def check_claims(world: ModuleType, scene: Scene, rng: random.Random) -> Dialogue:
-    """The same, each step cut after every claim, so that one turn holds one claim."""
+    """The same, each step cut after every claim that stands in it, so that a turn holds one claim."""
     steps = corrupted(world, scene, rng, heavy=0.8, single=0.12, struck=0.8)
     turns = []
     for step, truth in zip(steps, world.check(scene, steps), strict=True):
-        start = 0
+        start, waiting = 0, []
         for k, claim in enumerate(truth.claims):
-            end = len(step) if k == len(truth.claims) - 1 else step.index(claim.stated, start) + len(claim.stated)
-            turns.append((step[start:end], RIGHT if claim.right else f" {claim.true}"))
-            start = end
+            waiting.append(claim)
+            last = k == len(truth.claims) - 1
+            found = re.compile(rf"(?<!Row )\b{re.escape(claim.stated)}\b").search(step, start)  # the number of a row is no claim
+            if found or last:
+                end = len(step) if last else found.end()
+                wrong = next((one.true for one in waiting if not one.right), None)
+                turns.append((step[start:end], RIGHT if wrong is None else f" {wrong}"))
+                start, waiting = end, []
     return turns
