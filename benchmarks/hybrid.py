@@ -76,9 +76,8 @@ def label_all(args: argparse.Namespace, problems: Sequence[Problem], seed: int, 
             done = label_problems(batch, policy, judge=partial(judge_solutions, engine=critic, **asked), **KINDS[kind], **sampling)
             records += [replace(record, id=f"{kind}/{record.id}") for record in done.records]
             counts.update({f"{kind}: {name}": number for name, number in done.counts.items()})
-            counts.update(
-                {name: number for name, number in done.counts.items() if name.startswith("labels_")}
-            )  # for what is told on the way
+            # Without the kind, so that the balance of labels is told as it runs.
+            counts.update({name: number for name, number in done.counts.items() if name.startswith("labels_")})
         return Labelled(tuple(records), counts)
 
     report = label_file(
