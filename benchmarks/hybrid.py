@@ -164,9 +164,8 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]:
         arms[arm] = json.loads(path.read_text())
         arms[arm]["judged"] = [replace(truth, predicted=flags) for truth, flags in zip(truths, arms[arm]["predicted"], strict=True)]
         arms[arm]["problems"] = [sample.problem.id for sample in samples]
-        arms[arm] |= {name: counts[f"{arm}: {name}"] for name in ("records", "tokens", "judge_tokens")} | {
-            "offered": counts["mc: solutions"]
-        }
+        arms[arm] |= {name: counts[f"{arm}: {name}"] for name in ("records", "tokens", "judge_tokens")}
+        arms[arm]["offered"] = counts["mc: solutions"]
         say(f"{time.strftime('%H:%M:%S')} seed {seed}, {arm}: first-error accuracy {first_error_accuracy(arms[arm]['judged']):.3f}")
     return arms
 
