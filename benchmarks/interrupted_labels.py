@@ -39,7 +39,7 @@ class Journals:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        while not self.over.wait(0.002):
+        while not self.over.wait(0.02):
             for path in self.folder.glob("*.calls"):
                 try:
                     name = self.kept / f"{path.name}-{path.stat().st_ino}"
@@ -47,6 +47,10 @@ class Journals:
                         os.link(path, name)
                 except FileNotFoundError:
                     continue
+
+    def count(self, shard: str = "") -> int:
+        """How many batches are finished."""
+        return sum(path.read_bytes().count(b"\n") for path in self.kept.iterdir() if shard in path.name)
 
     def batches(self, shard: str = "") -> list[dict[str, Any]]:
         """All finished batches, those of one shard's file if it is named; a last line that a kill cut off is none."""
@@ -71,9 +75,9 @@ def ended(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 def kill_at_work(process: subprocess.Popen[bytes], journals: Journals, longest: float, rng: random.Random, shard: str = "") -> bool:
     """Kills a process up to `longest` seconds after it has finished its first batch of its own; False if it had ended by then."""
-    before = len(journals.batches(shard))
-    while len(journals.batches(shard)) == before and process.poll() is None:
-        time.sleep(0.01)
+    before = journals.count(shard)
+    while journals.count(shard) == before and process.poll() is None:
+        time.sleep(0.1)
     time.sleep(rng.uniform(0, longest))
     if process.poll() is not None:
         return False
@@ -126,8 +130,8 @@ def main() -> None:
         problems = Path(scratch) / "problems" / "problems.jsonl"
 
         run = start(args, problems, homes["quiet"])
-        while not journals["quiet"].batches() and run.poll() is None:
-            time.sleep(0.01)
+        while not journals["quiet"].count() and run.poll() is None:
+            time.sleep(0.1)
         began = time.perf_counter()
         ended(run, homes["quiet"])
         work = time.perf_counter() - began
