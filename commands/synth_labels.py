@@ -26,6 +26,10 @@ class SynthLabels:
     method: Literal["flat", "binary", "omega", "judge"] = key("how steps are estimated", "flat")
     rule: Literal["hard", "soft", "advantage", "judge", "hybrid", "consensus"] = key("how estimates become labels", "hard")
     judge: str | None = key("engine that judges steps, or a folder that vlrm train wrote", None)
+    judges: list[str] = key("further judges: a solution is kept where they agree with the first", [])
+    judges_agree: Literal["first_error", "outcome", "read"] = key(
+        "further judges: all name the same first error, or all find any or none, or all can be read", "first_error"
+    )
     judge_style: Literal["analysis", "critique"] = key("how the judge is asked to write; a trained critic writes critiques", "analysis")
     completer: str | None = key("engine that continues prefixes; else the policy", None)
     weak: str | None = key("second completer: steps are labelled where both agree", None)
@@ -48,6 +52,7 @@ class SynthLabels:
     after_error: Literal["null", "wrong", "keep"] = key("labels after the first error: none, 0, or as estimated", "null")
     advantage: Literal["linear", "sign"] = key("advantage: (1 + a) / 2, or better, neutral, worse as 1, 0.5, 0", "linear")
     insertions: int = key("copies of each right solution with one error put in", 0)
+    world_kinds: bool = key("steps of a world's problems get the kind of what they claim, perception or reasoning", True)
     seed: int = key("seed of all sampling", 0)
     shard: str = key("i/n makes part i of n of the problems", "1/1")
     ray_workers: int = key("run under Ray Data with so many workers; 0 is without", 0)
@@ -63,7 +68,7 @@ class SynthLabels:
 
 
 _NOT_IN_LABELS = ("problems", "output", "image_root", "limit", "chunk", "batch", "shard", "shards", "ray_workers", "ray_options")
-_LABEL_ENGINES = ("policy_options", "completer_options", "judge_options", "judge_style", "judge_tokens")
+_LABEL_ENGINES = ("policy_options", "completer_options", "judge_options", "judge_style", "judge_tokens", "judges", "judges_agree")
 
 
 def run_synth_labels(settings: SynthLabels) -> None:
@@ -93,7 +98,7 @@ def label_runner(settings: SynthLabels) -> Callable[[tuple[int, int]], dict[str,
     from functools import cache, partial
 
     from ..data_synth.labels.file import label_file, model_stamp
-    from ..data_synth.labels.judge import judge_solutions, open_judge
+    from ..data_synth.labels.judge import agreeing_judges, judge_solutions, open_judge
     from ..data_synth.labels.label import check_settings, label_problems
     from ..data_synth.labels.tell import tell
     from ..rm.checkers import load_checker
@@ -101,31 +106,36 @@ def label_runner(settings: SynthLabels) -> Callable[[tuple[int, int]], dict[str,
     from ..serving import load_engine
 
     check_settings(settings.method, settings.rule, settings.judge is not None)
+    if settings.judges and settings.judge is None:
+        raise InputError("--judges names further judges; name the first one, whose judgement is kept, with --judge")
     kept = {name: value for name, value in asdict(settings).items() if name not in _NOT_IN_LABELS}
-    engines = ("policy", "completer", "weak", "judge")
-    plain = {n: v for n, v in kept.items() if n not in engines + _LABEL_ENGINES} | {"checker": load_checker(settings.checker)}
+    judges = {"judge": settings.judge} if settings.judge else {}
+    judges |= {f"judge_{number}": spec for number, spec in enumerate(settings.judges, 2)}
+    engines = ("policy", "completer", "weak", *judges)
+    plain = {n: v for n, v in kept.items() if n not in (*engines, "judge", *_LABEL_ENGINES)} | {"checker": load_checker(settings.checker)}
     label_problems([], _NoEngine(), judge=(lambda none: ([], {})) if settings.judge else None, **plain)  # has the checks of the others
     problems = read_problems(settings.problems, image_root=settings.image_root, limit=settings.limit)
     if settings.method != "judge" and all(problem.answer is None for problem in problems):
         raise InputError(
             f"{settings.problems}: no problem has a gold answer (column answer), so no continuation can be checked; use --method judge"
         )
-    names = {name: getattr(settings, name) for name in engines}
+    names = {name: getattr(settings, name) for name in ("policy", "completer", "weak")}
     options = {"policy": settings.policy_options, "completer": settings.completer_options, "weak": settings.completer_options}
-    judging: dict[str, Any] = {}
-    if settings.judge:
-        names["judge"], options["judge"], judging = open_judge(settings.judge, settings.judge_style)
-        options["judge"] = {**options["judge"], **settings.judge_options}
-        judging = {"max_tokens": settings.judge_tokens, **judging}
+    judging: dict[str, dict[str, Any]] = {}
+    for name, spec in judges.items():
+        names[name], options[name], asked = open_judge(spec, settings.judge_style)
+        options[name] = {**options[name], **settings.judge_options}
+        judging[name] = {"max_tokens": settings.judge_tokens, **asked}
 
     @cache
     def load(name: str) -> Any:
-        with fitting(f"{name}_options", names[name]):
+        with fitting("judge_options" if name in judges else f"{name}_options", names[name]):
             return load_engine(names[name], **options[name])
 
     def label(batch: Sequence[Any], wrap: Callable[[Callable[[], Any], str], Any]) -> Any:
         used = {name: wrap(partial(load, name), names[name]) for name in engines if names[name]}
-        judge = partial(judge_solutions, engine=used["judge"], **judging) if settings.judge else None
+        asked = [partial(judge_solutions, engine=used[name], **judging[name]) for name in judges]
+        judge = agreeing_judges(asked, settings.judges_agree) if len(asked) > 1 else next(iter(asked), None)
         return label_problems(batch, used["policy"], completer=used.get("completer"), weak=used.get("weak"), judge=judge, **plain)
 
     stamps = {f"{name}_files": model_stamp(names[name]) for name in engines}

@@ -69,8 +69,13 @@ def load_problems(path: str | os.PathLike[str]) -> list[Problem]:
     ]
 
 
+def of_world(problem: Problem) -> bool:
+    """Whether the truth about the problem is known."""
+    return "scene" in problem.meta and isinstance(world := problem.meta.get("world"), str) and world in WORLDS
+
+
 def truth_of(problem: Problem) -> tuple[Any, Scene]:
     """The world and the scene behind a problem; a problem from elsewhere has none."""
-    if "scene" not in problem.meta or "world" not in problem.meta:
+    if not of_world(problem):
         raise InputError(f"problem {problem.id} does not come from a world of vlrm, so the truth about its steps is unknown")
     return get_world(problem.meta["world"]), problem.meta["scene"]

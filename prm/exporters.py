@@ -42,7 +42,7 @@ def verdict_messages(record: StepRecord, threshold: float = 0.0, stop_at_first_e
     messages = [{"role": "system", "content": system}] if system else []
     waiting = [f"### Question:\n{record.question}\n\n### Solution Process:"]
     section = None
-    for text, kind, label in zip(record.steps, record.kinds or (None,) * len(record.steps), truth, strict=True):
+    for text, kind, label in zip(record.steps, record.sections, truth, strict=True):
         if kind is not None and kind != section:
             waiting.append(HEADERS[kind])
         section = kind

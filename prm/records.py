@@ -13,7 +13,7 @@ Columns (only `question`, `steps` and one source of labels are required):
     critiques    list[dict]   per step: intent, image_analysis, image_ok, logic_analysis, logic_ok, ok
     first_error  int or null  0-based; derived from the critiques when absent
     correction   str or null  the text that should stand in place of the first wrong step
-    kinds        list         per step "perception", "reasoning" or null: the section it stands in
+    kinds        list         per step "perception", "reasoning" or null: the section it stands in, or what it claims (meta.kinds_by)
     mc_counts    list         per step [continuations that reached the gold answer, continuations], or null where none were made
     labels       list         per step the training target of a labelling rule: 1, 0, or between them; null is not trained on
     meta         dict         how the labels came about (engine, seeds, rule, tokens spent); travels along, in parquet as JSON text
@@ -61,6 +61,12 @@ class StepRecord:
     mc_counts: tuple[tuple[int, int] | None, ...] | None = None
     labels: tuple[float | None, ...] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sections(self) -> tuple[Kind | None, ...]:
+        """(S,) the section that each step stands in. All None where the kinds come from elsewhere (`meta["kinds_by"]` says from where):
+        then the solution was written without sections, and is shown without."""
+        return (None,) * len(self.steps) if self.kinds is None or self.meta.get("kinds_by") else self.kinds
 
     def __post_init__(self) -> None:
         Problem(self.id, self.question, self.images, self.answer)  # the same rules, the same messages

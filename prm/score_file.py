@@ -27,7 +27,7 @@ def as_sample(record: StepRecord, scorer: Scorer | None = None) -> Sample:
     steps = [_INNER.sub(" ", MARKER.sub("", step.strip(), count=1)).strip() or "(empty)" for step in record.steps]
     steps = [step.replace("<image>", "image") for step in steps]  # a processor would look for a picture there
     render = getattr(scorer, "render_solution", None)
-    solution = render(steps, record.kinds or (None,) * len(steps)) if render else render_steps(steps)
+    solution = render(steps, record.sections) if render else render_steps(steps)
     return Sample(Problem(record.id, record.question, record.images), solution)
 
 

@@ -165,7 +165,7 @@ class Verdicts:
         values = self.rule.values(record)
         words = [self.words[0] if value is None else self.word(value) for value in values]
         n = len(values)
-        request = self.style.request(record.question, record.images, record.steps[:n], (record.kinds or [None] * n)[:n], words[:-1])
+        request = self.style.request(record.question, record.images, record.steps[:n], record.sections[:n], words[:-1])
         answer = {"role": "assistant", "content": [{"type": "text", "text": words[-1]}]}
         return Request([*request.messages, answer], record.images, max_tokens=1), values
 

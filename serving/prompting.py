@@ -87,10 +87,17 @@ class Prompter:
 
     def single_ids(self, text: str, choices: Sequence[str]) -> list[int]:
         """As `choice_ids`, for choices that must be one token each. Raises InputError for one that is not."""
-        found = self.choice_ids(text, choices)
         tail = text[-TAIL:]
-        for choice in choices:
-            if (count := len(self.ids(tail + choice)) - len(self.ids(tail))) != 1:
+        # In one call: the tail is another one for every solution, and calls of a tokenizer cost more than short texts do.
+        before, *after = self.tokenizer([tail, *(tail + choice for choice in choices)], add_special_tokens=False)["input_ids"]
+        found = []
+        for choice, ids in zip(choices, after, strict=True):
+            if (id := next_id(before, ids)) is None:
+                raise InputError(joined(choice, tail))
+            found.append(id)
+        distinct(found, choices)
+        for choice, ids in zip(choices, after, strict=True):
+            if (count := len(ids) - len(before)) != 1:
                 raise InputError(f"{choice!r} is {count} tokens for this model's tokenizer; choose words that are one token each")
         return found
 

@@ -31,8 +31,8 @@ class VLLMEngine:
     `adapter` is a LoRA folder. `options` are vllm.LLM's own (tensor_parallel_size, gpu_memory_utilization, max_model_len, ...).
     `prompt_turns` says how the places of a chat are read (see `turn_logprobs`).
 
-    Defaults that differ from vLLM's: up to 8 images a prompt, and on a CPU float32, no compilation, and 1 GiB of cache
-    unless VLLM_CPU_KVCACHE_SPACE says otherwise.
+    Defaults that differ from vLLM's: up to 8 images a prompt, and on a CPU float32, no compilation, prompts read in one piece, and
+    1 GiB of cache unless VLLM_CPU_KVCACHE_SPACE says otherwise.
     """
 
     def __init__(self, path: str | Path, adapter: str | Path | None = None, prompt_turns: bool | None = None, **options: Any):
@@ -47,7 +47,8 @@ class VLLMEngine:
 
         defaults: dict[str, Any] = {"limit_mm_per_prompt": {"image": 8}, "enable_prefix_caching": True, "logprobs_mode": "raw_logprobs"}
         if current_platform.is_cpu():
-            defaults |= {"dtype": "float32", "enforce_eager": True}
+            # A prompt that is read in pieces kills vLLM on a CPU where the request has a seed ("CPU Generator does not use offset").
+            defaults |= {"dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}
         self.lora = None
         if adapter is not None:
             from vllm.lora.request import LoRARequest

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
 from vlrm import Completion, InputError, Problem, Usage
-from vlrm.data_synth import WORLDS, judge_steps, make_problems
+from vlrm.data_synth import WORLDS, get_world, judge_steps, make_problems
 from vlrm.data_synth.labels.binary import binary
 from vlrm.data_synth.labels.flat import flat
 from vlrm.data_synth.labels.insert import SWAPS, candidates, insert_into_text, insert_into_world
-from vlrm.data_synth.labels.judge import judge_solutions, open_judge, read_analysis, read_critique
+from vlrm.data_synth.labels.judge import agreeing_judges, judge_solutions, open_judge, read_analysis, read_critique
 from vlrm.data_synth.labels.label import label_problems
 from vlrm.data_synth.labels.omega import bonus, omega, value
 from vlrm.data_synth.labels.rollouts import Ask, Rollouts, Solution, lockstep, rollout_seed, sample_solutions
@@ -28,6 +29,7 @@ from vlrm.data_synth.labels.rules import (
     hybrid,
     section_index,
 )
+from vlrm.data_synth.worlds.base import format_solution, truthful
 from vlrm.prm.steps import split_steps
 from vlrm.rm.checkers import load_checker
 
@@ -319,6 +321,49 @@ def test_the_judge_labels_and_its_failures_are_counted():
     assert label_problems([problem(answer=None)], policy, method="judge", rule="judge", judge=critic(Critic())).counts["records"] == 1
 
 
+class Says(Policy):
+    """A judge that names the step it was made with (0-based; None: all are right), or writes prose; remembers how many it was asked."""
+
+    def __init__(self, first_error, prose=False):
+        super().__init__()
+        self.first_error, self.prose = first_error, prose
+
+    def complete(self, request, sample):
+        if self.prose:
+            return Completion("Hm.", completion_tokens=1)
+        if self.first_error is None:
+            return Completion("<conclusion>Correct</conclusion>", completion_tokens=2)
+        k = self.first_error + 1
+        return Completion(f"<analysis_{k}>no</analysis_{k}><conclusion>Incorrect</conclusion>", completion_tokens=4)
+
+
+@pytest.mark.parametrize(("others", "agree", "reason"), [
+    ((2, 2), "first_error", None), ((2, 1), "first_error", "judges disagree"), ((2, 1), "outcome", None), ((1, N), "read", None),
+    ((2, N), "outcome", "judges disagree"), ((2, "prose"), "read", "no conclusion"), (("prose", 2), "first_error", "no conclusion"),
+])  # fmt: skip
+def test_several_judges_must_agree(others, agree, reason):
+    engines = [Says(2), *(Says(N, prose=True) if one == "prose" else Says(one) for one in others)]
+    judge = agreeing_judges([critic(engine) for engine in engines], agree)
+    (judgement,), counts = judge([solution(text(4, 2, "5"), False)])
+    assert judgement.unread == reason and judgement.verdicts == ((T, T, F, N) if reason is None else (N,) * 4)
+    assert counts["judges_agree"] == (reason is None) and counts["judges_disagree"] == (reason == "judges disagree")
+    assert counts["judged"] == sum(len(engine.calls) for engine in engines) == (2 if others[0] in ("prose",) else 3)
+    assert judgement.tokens == counts["judge_tokens"]
+
+
+def test_what_judges_disagree_on_is_dropped_and_counted():
+    policy = Policy(start=[text(), text(5, 2, "5")])
+    judge = agreeing_judges([critic(Critic()), critic(Says(2)), critic(Critic())])
+    done = label_problems([problem()], policy, method="judge", rule="judge", samples=2, judge=judge)
+    assert [record.labels for record in done.records] == [(1.0, 1.0, 0.0, None, None)]
+    assert done.counts["dropped: judges disagree"] == 1 == done.counts["judges_agree"] and "dropped: judge unread" not in done.counts
+    assert done.records[0].meta["judge_tokens"] == 12
+    with pytest.raises(InputError, match="judges_agree must be"):
+        agreeing_judges([judge, judge], "all")
+    with pytest.raises(InputError, match="two judges"):
+        agreeing_judges([judge])
+
+
 def test_hybrid_makes_rollouts_only_where_the_judge_finds_no_error():
     lucky = text(5, 2, "7").replace("BAD", "odd")  # the judge finds nothing
     policy = Policy(start=[text(5, 3, "5"), lucky])
@@ -470,3 +515,47 @@ def test_sections_of_a_sampled_solution_become_kinds():
     ((solution,),), _ = sample_solutions([problem], Rollouts(Sectioned()), 1)
     assert [step.kind for step in solution.steps] == ["perception", "reasoning"] and solution.right
     assert solution.prefix(0).endswith("</step_1>")
+
+
+def test_a_world_tells_the_kinds_of_plain_steps(tmp_path):
+    """Bars reads three heights and calculates twice; ladder's walking steps claim both kinds, so they have none."""
+    problems = {item.meta["world"]: item for item in make_problems(["bars", "ladder"], "test", 2, 5, tmp_path)}
+    written = {name: get_world(name).write(item.meta["scene"], truthful) for name, item in problems.items()}
+    spoilt = ["The sky is blue.", *written["bars"][1:]]
+    policy = Policy(start=[format_solution(written["bars"]), format_solution(spoilt)])
+    P, R = "perception", "reasoning"
+    done = label_problems([problems["bars"]], policy, samples=2, k=2)
+    assert [record.kinds for record in done.records] == [(P, P, P, R, R), (N, P, P, R, R)]
+    first = done.records[0]
+    assert first.meta["kinds_by"] == "world" and first.sections == (N,) * 5
+    ladder = label_problems([problems["ladder"]], Policy(start=[format_solution(written["ladder"])]), k=2)
+    assert ladder.records[0].kinds == (P, R, N, N, N, N, N)
+    swapped = label_problems([problems["bars"]], policy, samples=2, k=2, insertions=2).records
+    assert {record.kinds for record in swapped if "inserted" in record.meta} == {(P, P, P, R, R)}
+    off = label_problems([problems["bars"]], policy, samples=2, k=2, world_kinds=False).records
+    assert all(record.kinds is None and "kinds_by" not in record.meta for record in off)
+    foreign = Problem("p", "Who?", answer="7", meta={"world": "Middle-earth", "scene": "I"})
+    assert label_problems([foreign], Policy(start=[text()]), k=2).records[0].kinds is None
+
+
+def test_kinds_told_by_a_world_choose_labels_but_show_no_headers(tmp_path):
+    """What is trained on is what search shows: a plain solution without headers."""
+    from vlrm.prm.exporters import verdict_messages
+    from vlrm.prm.records import read_records, write_records
+    from vlrm.prm.train_vl_prm import Verdicts
+    from vlrm.prm.verdicts import TargetRule, VerdictStyle
+
+    item = make_problems(["bars"], "test", 1, 5, tmp_path)[0]
+    solution = format_solution(get_world("bars").write(item.meta["scene"], truthful))
+    item = replace(item, answer="7")  # what the stub goes on to
+    write_records(tmp_path / "labels.jsonl", label_problems([item], Policy(start=[solution]), k=2).records)
+    (record,) = read_records(tmp_path / "labels.jsonl")
+    chats = {}
+    for kinds in (("perception",), ("reasoning",)):
+        request, values = Verdicts(VerdictStyle(), TargetRule(kinds=kinds)).chat(record)
+        chats[kinds] = "".join(part.get("text", "") for message in request.messages for part in message["content"])
+        assert [value is not None for value in values] == ([True] * 3 if kinds == ("perception",) else [False] * 3 + [True] * 2)
+        assert "[Visual Elements]" not in chats[kinds] and "[Reasoning]" not in chats[kinds]
+    assert "[Visual Elements]" not in str(verdict_messages(record))
+    sectioned = replace(record, meta={})
+    assert "[Visual Elements]" in str(verdict_messages(sectioned)) and sectioned.sections == sectioned.kinds

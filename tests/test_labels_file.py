@@ -295,6 +295,30 @@ def test_a_judge_of_prose_and_a_checker_that_raises_give_no_labels(tmp_path, mon
     assert "checker failed: " in out.out and "dropped: no step is labelled: 8" in out.out
 
 
+def test_judges_of_the_command_must_agree(tmp_path, monkeypatch, capsys):
+    class Judge(Policy):
+        def __init__(self, conclusion):
+            super().__init__()
+            self.conclusion = conclusion
+
+        def complete(self, request, sample):
+            return Completion(f"<analysis_1>so</analysis_1><conclusion>{self.conclusion}</conclusion>", (), "stop", 3, 4)
+
+    engines = {"stub": Policy(), **{name: Judge(said) for name, said in (("a", "Correct"), ("b", "Correct"), ("c", "Incorrect"))}}
+    monkeypatch.setattr(serving, "load_engine", lambda spec, **options: engines[spec], raising=False)
+    problems_file(tmp_path / "problems.jsonl")
+    common = {"method": "judge", "rule": "judge", "judge": "a"}
+    assert labels(tmp_path, **common, judges="b") == 0
+    assert "judges agree: 11" in capsys.readouterr().out and len(read_records(tmp_path / "labels.jsonl")) == 11
+    report = json.loads((tmp_path / "labels.jsonl.report.json").read_text())
+    assert report["settings"]["judges"] == ["b"] and report["settings"]["judges_agree"] == "first_error"
+    assert labels(tmp_path, **common, judges="c") == 2 and "judges was ['b'], is ['c']" in capsys.readouterr().err
+    assert labels(tmp_path, **common, judges="c", output=tmp_path / "c.jsonl") == 2
+    assert "dropped: judges disagree: 11" in capsys.readouterr().out
+    assert labels(tmp_path, **common, judges="c", judges_agree="read", output=tmp_path / "d.jsonl") == 0
+    assert labels(tmp_path, judges="c", output=tmp_path / "e.jsonl") == 2 and "with --judge" in capsys.readouterr().err
+
+
 def test_the_old_form_of_synth_still_works(tmp_path):
     assert cli.main(["synth", "--n", "2", "--output", str(tmp_path / "problems")]) == 0
     assert (tmp_path / "problems" / "problems.jsonl").is_file()

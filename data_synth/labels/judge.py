@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ...prm.critique import WORDS, StepCritique, parse_critique
 from ...prm.gm_prm import INSTRUCTIONS, critique_messages
@@ -22,9 +23,10 @@ from ...rm.load import CARD, read_card
 from ...serving.engine import Completion, Engine, Request
 from ...types import InputError, Kind
 from .rollouts import Solution
-from .rules import Judgement, first_wrong, section_index
+from .rules import DISAGREE, Judgement, JudgesAgree, first_wrong, judges_agree, section_index
 
 Style = Literal["analysis", "critique"]
+Judge = Callable[[Sequence[Solution]], tuple[list[Judgement], Counter[str]]]
 
 ANALYSIS = """Check this solution against the picture, step by step and in order. Is every object, value, label and relation that the
 step names
@@ -80,6 +82,38 @@ def judge_solutions(
         if judgement.unread:
             counts[f"judge unread: {judgement.unread}"] += 1
     return judgements, counts
+
+
+def agreeing_judges(judges: Sequence[Judge], agree: JudgesAgree = "first_error") -> Judge:
+    """One judge made of several: the first one's judgement stands where all of them agree; elsewhere nothing is known.
+
+    VL-PRM (arXiv 2509.23250) asked three and dropped a solution that any of them gave no readable verdict on (`agree` "read"); its first
+    version of the labels wanted the same first error of all of them ("first_error", the default here); "outcome" wants the same answer to
+    whether there is one. A judge is asked only about solutions that those before it agree on. Counted: judges_agree, judges_disagree.
+    """
+    if agree not in get_args(JudgesAgree):
+        raise InputError(f"judges_agree must be {', '.join(get_args(JudgesAgree))}, got {agree!r}")
+    if len(judges) < 2:
+        raise InputError(f"agreement needs two judges or more, got {len(judges)}")
+
+    def judge(solutions: Sequence[Solution]) -> tuple[list[Judgement], Counter[str]]:
+        found, counts = judges[0](solutions)
+        for other in judges[1:]:
+            asked = [i for i, judgement in enumerate(found) if not judgement.unread]
+            said, more = other([solutions[i] for i in asked])
+            counts = counts + more
+            for i, second in zip(asked, said, strict=True):
+                tokens = found[i].tokens + second.tokens
+                if judges_agree(found[i], second, agree):
+                    found[i] = replace(found[i], tokens=tokens)
+                else:
+                    reason = second.unread or DISAGREE
+                    found[i] = Judgement((None,) * len(second.verdicts), reason, text=second.text, tokens=tokens)
+        reasons = [judgement.unread for judgement in found]
+        counts.update(judges_agree=reasons.count(None), judges_disagree=reasons.count(DISAGREE))
+        return found, counts
+
+    return judge
 
 
 def read_analysis(answer: Completion, size: int, kinds: Sequence[Kind | None] = ()) -> Judgement:

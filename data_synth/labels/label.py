@@ -17,9 +17,12 @@ from ...prm.records import StepRecord
 from ...rm.checkers import Checker
 from ...serving.engine import Engine
 from ...types import InputError, Problem
+from ..problems import of_world
+from ..step_records import judge_steps
 from .binary import binary
 from .flat import flat
 from .insert import insert_into_text, insert_into_world
+from .judge import Judge
 from .omega import omega
 from .rollouts import Rollouts, Solution, Unfinished, lockstep, sample_solutions
 from .rules import (
@@ -38,7 +41,6 @@ from .rules import (
 )  # fmt: skip
 
 Method = Literal["flat", "binary", "omega", "judge"]
-Judge = Callable[[Sequence[Solution]], tuple[list[Judgement], Counter[str]]]
 TREE = ("alpha", "beta", "length", "c_puct", "searches", "budget")
 
 
@@ -97,6 +99,7 @@ def label_problems(
     after_error: AfterError = "null",
     advantage: Advantage = "linear",
     insertions: int = 0,
+    world_kinds: bool = True,
     unfinished: Unfinished = "drop",
     **sampling: Any,
 ) -> Labelled:
@@ -109,6 +112,8 @@ def label_problems(
     - `judge` is asked about every solution that the rule needs it for. `hybrid` looks at rollouts only where the judge finds no error,
       so none are made elsewhere.
     - `insertions` of each right solution are added with one error put in; a problem of a world has it written by the world.
+    - `world_kinds`: a solution without sections to a problem of a world gets the kinds of what its steps claim, with `meta["kinds_by"]`
+      "world", so that a VL-PRM can be trained on labels of one kind. A step that claims both kinds has none.
     - A problem without a gold answer is counted and left out, unless `method` is "judge".
     """
     check_settings(method, rule, judge is not None)
@@ -151,8 +156,9 @@ def label_problems(
     records = []
     for case in cases:
         record = _record(case, shared, rule, consistency, after_error, advantage, counts)
-        records += [] if record is None else [record]
-        records += _with_errors(case.solution, shared, insertions, seed, after_error, counts)
+        made = [] if record is None else [record]
+        made += _with_errors(case.solution, shared, insertions, seed, after_error, counts)
+        records += [_with_world_kinds(record, case.solution.problem) for record in made] if world_kinds else made
     for record in records:
         for label in record.labels or ():
             counts["labels_null" if label is None else "labels_positive" if label > 0.5 else "labels_negative"] += 1
@@ -266,6 +272,14 @@ def _record(
     )
 
 
+def _with_world_kinds(record: StepRecord, problem: Problem) -> StepRecord:
+    """The record with the kinds that a world knows of its steps; as it is where it has sections or is of no world."""
+    if record.kinds is not None or not of_world(problem):
+        return record
+    kinds = tuple(truth.kind for truth in judge_steps(problem, record.steps))
+    return replace(record, kinds=kinds, meta={**record.meta, "kinds_by": "world"}) if any(kinds) else record
+
+
 def _kinds(solution: Solution) -> tuple[Any, ...] | None:
     kinds = tuple(step.kind for step in solution.steps)
     return kinds if any(kinds) else None
@@ -278,7 +292,7 @@ def _with_errors(
     records = []
     for number in range(insertions if solution.right else 0):
         rng, problem = random.Random(f"{seed} {solution.id} insertion {number}"), solution.problem
-        world = "scene" in problem.meta and "world" in problem.meta
+        world = of_world(problem)
         texts = [step.text for step in solution.steps]
         kinds = [step.kind for step in solution.steps]
         found = insert_into_world(problem, rng) if world else insert_into_text(texts, rng, kinds if any(kinds) else ())

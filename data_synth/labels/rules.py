@@ -27,6 +27,8 @@ Rule = Literal["hard", "soft", "advantage", "judge", "hybrid", "consensus"]
 Consistency = Literal["exact", "first_error", "outcome"]
 AfterError = Literal["null", "wrong", "keep"]
 Advantage = Literal["linear", "sign"]
+JudgesAgree = Literal["first_error", "outcome", "read"]
+DISAGREE = "judges disagree"
 Counts = tuple[int, int]
 Flags = Sequence[bool | None]
 Labels = tuple[float | None, ...]
@@ -152,6 +154,14 @@ def agreement(strong: Estimate, weak: Estimate) -> Estimate:
     )
 
 
+def judges_agree(first: Judgement, other: Judgement, agree: JudgesAgree = "first_error") -> bool:
+    """Whether two judges say the same: the same first wrong step or none, the same `outcome`, or only anything that could be read."""
+    if first.unread or other.unread:
+        return False
+    said, too = first_wrong(first.verdicts), first_wrong(other.verdicts)
+    return agree == "read" or (said == too if agree == "first_error" else (said is None) == (too is None))
+
+
 def apply_rule(
     rule: Rule,
     estimate: Estimate | None,
@@ -164,7 +174,7 @@ def apply_rule(
 ) -> Ruled:
     """The labels (S,) of one solution by a rule, or why it gets none. `estimate` may be None where the rule does not look at it."""
     if rule in ("judge", "hybrid", "consensus") and (judgement is None or judgement.unread):
-        return Ruled(None, "judge unread" if judgement else "not judged")
+        return Ruled(None, "not judged" if judgement is None else DISAGREE if judgement.unread == DISAGREE else "judge unread")
     if rule == "judge":
         ruled, error = Ruled(_numbers(judgement.verdicts)), first_wrong(judgement.verdicts)
     elif rule == "hybrid":

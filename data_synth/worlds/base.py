@@ -76,6 +76,12 @@ class StepTruth:
         return self.image_right and self.logic_right
 
     @property
+    def kind(self) -> Kind | None:
+        """The kind of the step's claims; None where they are of both kinds, or the step could not be read."""
+        kinds = {claim.kind for claim in self.claims}
+        return kinds.pop() if len(kinds) == 1 and self.readable else None
+
+    @property
     def error(self) -> Kind | None:
         """The kind of the error: a misreading counts as perception even where the logic is wrong too."""
         if self.right:
