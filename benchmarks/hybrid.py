@@ -39,9 +39,10 @@ from vlrm.rm.step_eval import expected_counts
 from vlrm.rm.step_metrics import Judged, first_error_accuracy, kind_recall, process_f1
 
 KINDS: dict[str, dict[str, str]] = {
-    "mc": {"method": "flat", "rule": "hard"},
-    "hybrid": {"method": "flat", "rule": "hybrid"},
-    "consensus": {"method": "flat", "rule": "consensus"},
+    # A chat ends with the first wrong step, so rollouts beyond it would be wasted.
+    "mc": {"method": "flat", "rule": "hard", "stop_at_zero": True},
+    "hybrid": {"method": "flat", "rule": "hybrid", "stop_at_zero": True},
+    "consensus": {"method": "flat", "rule": "consensus", "stop_at_zero": True},
     "judge": {"method": "judge", "rule": "judge"},
 }
 FORM = {"system": "", "headers": False}  # the tiny model's context is short
@@ -252,11 +253,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/hybrid"))
     parser.add_argument("--judge", required=True, help="folder of a trained GM-PRM, or an engine")
     parser.add_argument("--judge_style", default="analysis", choices=["analysis", "critique"], help="of an engine; a folder has its own")
-    parser.add_argument("--base", default="tiny")
+    parser.add_argument("--base", default="tiny-checker")
     parser.add_argument("--policy", default="tiny-policy")
     parser.add_argument("--kinds", nargs="+", default=["mc", "hybrid"], choices=list(KINDS), help="labels to train on; exact ones always")
-    parser.add_argument("--train_problems", type=int, default=1500)
-    parser.add_argument("--samples", type=int, default=4, help="solutions of each training problem")
+    parser.add_argument("--train_problems", type=int, default=750)
+    parser.add_argument("--samples", type=int, default=2, help="solutions of each training problem")
     parser.add_argument("--k", type=int, default=8, help="continuations of each prefix")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--problems", type=int, default=300, help="held-out problems of each seed")
