@@ -27,7 +27,7 @@ from ..rm.stats import bootstrap_ci
 from ..serving import load_engine
 from ..serving.engine import Engine, Request
 from .pretrain import COMPARE, DESCRIBE, DIALOGUES, stated_turns
-from .tiny import CHECKPOINTS
+from .tiny import CHECKPOINTS, build_tokenizer
 
 TABLE = re.compile(r"(<!-- card -->\n).*?(<!-- /card -->)", re.DOTALL)
 TASKS = {
@@ -90,7 +90,10 @@ def comparing(engine: Engine, world: Any, scenes: Sequence[Any], pictures: Seque
 
 
 def checking(engine: Engine, world: Any, scenes: Sequence[Any], pictures: Sequence[Any], rng: random.Random) -> dict[str, list[float]]:
-    """For each answer of the dialogues of checking whether it is right; the earlier answers of the dialogue are the right ones."""
+    """For each answer of the dialogues of checking whether it is right; the earlier answers of the dialogue are the right ones.
+
+    An answer is as many tokens as the right one has: where to end was not taught."""
+    tokenizer = build_tokenizer()
     shares: dict[str, list[float]] = {}
     for task in ("facts", "claims", "steps"):
         dialogues = [DIALOGUES[task](world, scene, rng) for scene in scenes]
@@ -100,7 +103,7 @@ def checking(engine: Engine, world: Any, scenes: Sequence[Any], pictures: Sequen
             for text, (_, answer) in zip(stated_turns(task, world, scene, turns), turns, strict=True):
                 image = [] if messages else [{"type": "image"}]
                 messages = [*messages, {"role": "user", "content": [*image, {"type": "text", "text": text}]}]
-                requests.append(Request(messages, [picture], max_tokens=6))
+                requests.append(Request(messages, [picture], max_tokens=len(tokenizer(answer).input_ids)))
                 wanted.append(answer)
                 messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         for completions, answer in zip(engine.generate(requests), wanted, strict=True):
