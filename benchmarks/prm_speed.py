@@ -99,7 +99,7 @@ def prefill(args: argparse.Namespace, folder: str) -> Part:
     sampler = Rollouts(load_engine(args.policy), seed=args.seed, max_tokens=160)
     pools, _ = sample_solutions(problems, sampler, args.samples)
     solutions = [solution for pool in pools for solution in pool]
-    unshared, rows = labelled(args, solutions, enable_prefix_caching=False), []
+    unshared, rows = labelled(args, solutions, enable_prefix_caching=False, block_size=args.block_sizes[0]), []
     ways = {"no prefix cache": unshared}
     ways |= {f"prefix cache, blocks of {size}": labelled(args, solutions, block_size=size) for size in args.block_sizes}
     for name, found in ways.items():
@@ -122,7 +122,12 @@ def prefill(args: argparse.Namespace, folder: str) -> Part:
 
 
 def labelled(args: argparse.Namespace, solutions: Sequence[Solution], **options: Any) -> dict[str, Any]:
-    """The labels of all solutions by an engine that is started for them, and vLLM's own counters of what that took."""
+    """The labels of all solutions by an engine that is started for them, and vLLM's own counters of what that took. Kept in --work, because
+    a start of vLLM takes a minute or more."""
+    about = {"policy": args.policy, "k": args.k, "seed": args.seed, "solutions": [solution.id for solution in solutions], **options}
+    path = args.work / f"prefill-{'-'.join(f'{name}-{value}' for name, value in options.items())}.json"
+    if path.exists() and (found := json.loads(path.read_text()))["about"] == about:
+        return found
     engine: Any = load_engine(f"vllm:{args.policy}", disable_log_stats=False, max_model_len=1024, **options)
     try:
         rollouts = Rollouts(engine, seed=args.seed, max_tokens=160)
@@ -132,7 +137,13 @@ def labelled(args: argparse.Namespace, solutions: Sequence[Solution], **options:
     finally:
         engine.close()
     spent = {name: after[name] - before.get(name, 0) for name in after}
-    return {**spent, "seconds": seconds, "rollouts": rollouts.counts["rollouts"], "labels": [estimate.hard for estimate in estimates]}
+    labels = [estimate.hard for estimate in estimates]
+    found = {"about": about, **spent, "seconds": seconds, "rollouts": rollouts.counts["rollouts"], "labels": labels}
+    args.work.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found))
+    part.replace(path)
+    return json.loads(path.read_text())
 
 
 def counters(engine: Any) -> dict[str, int]:
@@ -175,7 +186,8 @@ def main() -> None:
     parser.add_argument("--solutions", type=int, default=60)
     parser.add_argument("--samples", type=int, default=2, help="solutions of each problem")
     parser.add_argument("--k", type=int, default=8)
-    parser.add_argument("--block_sizes", type=int, nargs="+", default=[16, 128], help="of vLLM's cache: its defaults on GPUs and on CPUs")
+    parser.add_argument("--block_sizes", type=int, nargs="+", default=[32, 128], help="of vLLM's cache; on a CPU multiples of 32")
+    parser.add_argument("--work", type=Path, default=Path("runs/prm_speed"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=RESULTS, help="folder for prm_speed.json; else the repository's")
     args = parser.parse_args()
