@@ -14,14 +14,14 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from vlrm.policy.tiny import build_tiny
-from vlrm.prm import cpu
 from vlrm.prm.collate import Collator, Joined, TargetStyle, batch_order, open_records, picture_size, survey
 from vlrm.prm.critique import StepCritique
 from vlrm.prm.gm_prm import GMPRM
 from vlrm.prm.records import StepRecord
-from vlrm.prm.sft import CritiqueTrainer, freeze_vision_tower, language_layers, last_complete_checkpoint
 from vlrm.prm.train import train_gm_prm
+from vlrm.rm import cpu
 from vlrm.rm.load import load_scorer
+from vlrm.rm.sft import CritiqueTrainer, freeze_vision_tower, language_layers, last_complete_checkpoint
 from vlrm.types import InputError, Problem, Sample
 
 torch.set_num_threads(1)

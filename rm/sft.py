@@ -1,4 +1,4 @@
-"""The trainer behind `train_gm_prm`: TRL's SFTTrainer with token weights, and what surrounds it (LoRA, freezing, checkpoints, metrics)."""
+"""TRL's SFTTrainer with token weights, and what surrounds every trainer (LoRA, freezing, checkpoints, metrics)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CritiqueTrainer(SFTTrainer):
         return loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The finished model gets its card from `train_gm_prm`; TRL would write one at every checkpoint."""
+        """The finished model gets its card from `output.py`; TRL would write one at every checkpoint."""
 
 
 class VerdictTrainer(CritiqueTrainer):

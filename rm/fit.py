@@ -1,6 +1,6 @@
-"""What every training run of a step verifier or critic shares: the recipe, the trainer, the folder, the way through an interruption.
+"""What every training run shares: the recipe, the trainer, the folder, the way through an interruption.
 
-TRL's SFTTrainer does the work; `train.py` (GM-PRM) and `train_vl_prm.py` say what is learnt.
+TRL's trainers do the work; what is learnt say `prm/train.py` (GM-PRM), `prm/train_vl_prm.py` and the training functions beside this file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..types import InputError
-from .collate import Collator, Survey, batch_order
+from .collate import Survey, TargetCollator, batch_order
 from .output import finished, prepare_folder, save_scorer
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports usage otherwise
@@ -81,9 +81,9 @@ def fit(
     found: Survey,
     n_train: int,
     *,
-    make_collator: Callable[[Any], Collator],
+    make_collator: Callable[[Any], TargetCollator],
     make_trainer: Callable[..., Any],
-    scorer_settings: Callable[[Collator], Mapping[str, Any]],
+    scorer_settings: Callable[[TargetCollator], Mapping[str, Any]],
     load_network: Callable[..., Any] | None = None,
     resume: bool = True,
     keep_checkpoints: bool = False,
@@ -144,7 +144,7 @@ def _per_step(recipe: Training) -> int:
     return recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _fitting(collator: Collator, found: Survey, n_train: int, max_length: int | None) -> tuple[list[int], list[int], list[int]]:
+def _fitting(collator: TargetCollator, found: Survey, n_train: int, max_length: int | None) -> tuple[list[int], list[int], list[int]]:
     """Rows to train on with their rough lengths, and rows to evaluate on, without those of more than `max_length` tokens."""
     pairs = list(zip(found.indices, found.lengths, strict=True))
     if max_length is not None:
@@ -162,7 +162,7 @@ def _trainer(
     recipe: Training,
     base: str,
     processor: Any,
-    collator: Collator,
+    collator: TargetCollator,
     train_rows: Sequence[int],
     lengths: Sequence[int],
     eval_rows: Sequence[int],
