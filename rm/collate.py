@@ -22,7 +22,7 @@ import torch
 
 from ..serving.engine import Request
 from ..serving.images import MAX_PIXELS, open_image, open_images
-from ..serving.prompting import Prompter
+from ..serving.prompting import Prompter, as_parts
 
 
 class Style(Protocol):
@@ -79,7 +79,8 @@ def survey(
             if not (isinstance(image, str) and image in seen):
                 picture_size(image)
                 seen.add(str(image))
-        text = "\0".join(message["content"][-1]["text"] for message in prompt.messages)
+        parts = [part for message in as_parts(prompt.messages) for part in message["content"]]
+        text = "\0".join(part["text"] for part in parts if part["type"] == "text")
         digest.update(f"{text}\0{target}\0".encode(errors="replace"))
         counts[name(item)] += 1
         indices.append(index)

@@ -18,6 +18,7 @@ from .collate import Survey, TargetCollator, batch_order
 from .output import finished, prepare_folder, save_scorer
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports usage otherwise
+_METRICS = ("loss", "accuracy", "error")  # what of the log goes into the summary
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def fit(
     make_trainer: Callable[..., Any],
     scorer_settings: Callable[[TargetCollator], Mapping[str, Any]],
     load_network: Callable[..., Any] | None = None,
+    make_arguments: Callable[..., Any] | None = None,
+    identity: Mapping[str, Any] | None = None,
     resume: bool = True,
     keep_checkpoints: bool = False,
     progress: bool = True,
@@ -92,9 +95,10 @@ def fit(
     """Trains on the surveyed items, the first `n_train` of them, and writes the scorer; returns the summary that `vlrm.json` keeps.
 
     `make_collator` gets the processor, `scorer_settings` the collator. `make_trainer` is a class of `sft.py`, handed what SFTTrainer
-    takes; `load_network` stands for `AutoModelForImageTextToText.from_pretrained`.
+    takes; `load_network` stands for `AutoModelForImageTextToText.from_pretrained`, `make_arguments` for SFTConfig. `identity`: what
+    else must stay equal for an interrupted run to go on.
     """
-    run = {"model": model, "data": found.digest, **recipe.identity()}
+    run = {"model": model, "data": found.digest, **recipe.identity(), **(identity or {})}
     if resume and (summary := finished(output_dir, run)):
         return summary
     prepare_folder(output_dir, run, resume)
@@ -107,7 +111,8 @@ def fit(
     collator = make_collator(processor)
     train_rows, lengths, eval_rows = _fitting(collator, found, n_train, recipe.max_length)
     load_network = load_network or AutoModelForImageTextToText.from_pretrained
-    trainer = _trainer(recipe, base, processor, collator, train_rows, lengths, eval_rows, output_dir, progress, make_trainer, load_network)
+    made = (make_trainer, load_network, make_arguments or _sft_arguments)
+    trainer = _trainer(recipe, base, processor, collator, train_rows, lengths, eval_rows, output_dir, progress, *made)
     checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
     started, before = time.perf_counter(), int(checkpoint.name.split("-")[-1]) if checkpoint else 0
     try:
@@ -116,7 +121,7 @@ def fit(
         raise InputError(str(error).strip().splitlines()[-1].rpartition("InputError: ")[2]) from None
     seconds, steps = time.perf_counter() - started, trainer.state.global_step
     speed = (steps - before) * _per_step(recipe) / seconds
-    last = {name: value for log in trainer.state.log_history for name, value in log.items() if "loss" in name or "accuracy" in name}
+    last = {name: value for log in trainer.state.log_history for name, value in log.items() if any(word in name for word in _METRICS)}
     summary = {
         "run": run,
         "counts": dict(found.counts),
@@ -170,11 +175,11 @@ def _trainer(
     progress: bool,
     make_trainer: Callable[..., Any],
     load_network: Callable[..., Any],
+    make_arguments: Callable[..., Any],
 ) -> Any:
     import torch
     from datasets import Dataset
     from transformers import PrinterCallback
-    from trl import SFTConfig
 
     from . import cpu
     from .sft import MetricsFile, freeze_vision_tower, lora_config
@@ -193,10 +198,8 @@ def _trainer(
     rounds = recipe.epochs if recipe.max_steps is None else -(-recipe.max_steps * _per_step(recipe) // len(train_rows))
     trainer = make_trainer(
         model=network,
-        args=SFTConfig(
+        args=make_arguments(
             output_dir=str(output_dir / "checkpoints"),
-            max_length=None,  # cutting a sequence would cut image tokens
-            dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False,
             num_train_epochs=1,  # the order of the samples holds all epochs
             max_steps=recipe.max_steps or -1,
@@ -231,5 +234,12 @@ def _trainer(
     )
     if not progress:
         trainer.remove_callback(PrinterCallback)
-    trainer.order = batch_order(lengths, recipe.batch_size * recipe.gradient_accumulation, rounds, recipe.seed)
+    trainer.order = batch_order(lengths, _per_step(recipe), rounds, recipe.seed)
     return trainer
+
+
+def _sft_arguments(**options: Any) -> Any:
+    from trl import SFTConfig
+
+    # Cutting a sequence would cut image tokens.
+    return SFTConfig(max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, **options)

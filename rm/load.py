@@ -14,7 +14,7 @@ from typing import Any
 from ..types import InputError, Scorer
 
 # By name, because an import never climbs to a higher floor.
-METHODS = {"gm_prm": "vlrm.prm.gm_prm:GMPRM", "vl_prm": "vlrm.prm.vl_prm:VLPRM"}
+METHODS = {"gm_prm": "vlrm.prm.gm_prm:GMPRM", "vl_prm": "vlrm.prm.vl_prm:VLPRM", "scalar": "vlrm.rm.scalar:ScalarRM"}
 CARD = "vlrm.json"
 CARD_KEYS = ("scorer", "base", "settings", "training", "version")
 

@@ -166,6 +166,8 @@ def lora_config(model: nn.Module, lora: Mapping[str, Any] | bool) -> Any:
 
     settings = {"r": 16, "lora_alpha": 32, "task_type": "CAUSAL_LM", **(lora if isinstance(lora, Mapping) else {})}
     settings.setdefault("target_modules", language_layers(model))
+    if hasattr(model, "score"):  # a fresh head is trained whole
+        settings.setdefault("modules_to_save", ["score"])
     try:
         return LoraConfig(**settings)
     except (TypeError, ValueError) as error:
