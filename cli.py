@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__
-from .commands import convert, doctor, eval_steps, quickstart, search, synth, synth_labels, train
+from .commands import convert, doctor, eval_pairs, eval_steps, quickstart, search, synth, synth_labels, train
 from .config import help_text, nearest, parse
 from .types import EngineError, InputError
 
@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (train.Train, train.run_train),
     "search": (search.Search, search.run_search),
     "convert": (convert.Convert, convert.run_convert),
+    "eval pairs": (eval_pairs.EvalPairs, eval_pairs.run_eval_pairs),
     "eval steps": (eval_steps.EvalSteps, eval_steps.run_eval_steps),
     "doctor": (doctor.Doctor, doctor.run_doctor),
 }

@@ -25,7 +25,7 @@ class Train:
     model: str = key("model to start from: a folder, a hub name, or the built-in tiny")
     data: str = key("data to train on, in a file (.jsonl, .json, .parquet); preferences and ratings also a folder or a hub id")
     output_dir: str = key("folder for the trained scorer")
-    method: str = key("what to train: gm_prm, vl_prm, bradley_terry, regression", "gm_prm")
+    method: str = key("what to train: gm_prm, vl_prm, bradley_terry, regression, dpo_judge", "gm_prm")
     eval_data: str | None = key("data that the loss is also measured on", None)
     image_root: str | None = key("folder that image paths are relative to; else the data file's", None)
     scorer_settings: JSON = key('settings stored with the scorer, such as {"aggregation": "min"}', None)
@@ -119,15 +119,33 @@ class TrainRegression(Train):
     loss: Literal["mse", "bce"] = key("squared error of standardised ratings, or cross-entropy of ratings in [0, 1]", "mse")
 
 
+@dataclass(kw_only=True)
+class TrainDPOJudge(Train):
+    """Trains a generative judge by direct preference optimization, with TRL's DPOTrainer (arXiv 2305.18290).
+
+    Preferences: as for bradley_terry. With `form` answers, chosen and rejected are two answers to the prompt, and the judge learns to say
+    which is better, in either order; with judgements, the prompt is the judge's own and chosen and rejected are what it might say. The
+    output folder is what vlrm eval pairs, vlrm search and vlrm.load_scorer take. Run again after an interruption, it goes on from its
+    last checkpoint."""
+
+    split: str | None = key("split of a data set that has several", None)
+    form: Literal["answers", "judgements"] = key("what chosen and rejected are", "answers")
+    orders: Literal["both", "random"] = key("answers: every pair in both orders, or in a random one", "both")
+    instructions: str = key("answers: text at the end of the judge's prompt, in training and in use; if none is given, ours", "")
+    beta: float = key("how closely the judge is held to the model it starts from", 0.1)
+    sft_weight: float = key("weight of the chosen text's own likelihood beside the preference", 0.0)
+
+
 # method: (its settings, the library function that trains it)
 METHODS: dict[str, tuple[type[Train], str]] = {
     "gm_prm": (TrainGMPRM, "vlrm.prm.train:train_gm_prm"),
     "vl_prm": (TrainVLPRM, "vlrm.prm.train_vl_prm:train_vl_prm"),
     "bradley_terry": (TrainBradleyTerry, "vlrm.rm.train_scalar:train_bradley_terry"),
+    "dpo_judge": (TrainDPOJudge, "vlrm.rm.train_judge:train_dpo_judge"),
     "regression": (TrainRegression, "vlrm.rm.train_scalar:train_regression"),
 }
 # what a method's training function calls its data, where that is not records
-DATA = {"bradley_terry": "preferences", "regression": "ratings"}
+DATA = {"bradley_terry": "preferences", "regression": "ratings", "dpo_judge": "preferences"}
 
 
 def train_settings(arguments: Sequence[str]) -> type[Train]:

@@ -103,16 +103,18 @@ class TargetCollator:
         self.pad = next(id for id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if id is not None)
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
-        items = [self.items[row["index"]] for row in rows]
+        return self.batch([self.items[row["index"]] for row in rows])
+
+    def batch(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
         prompts = self._prompts(items)
         targets = self._targets(items)
         heads = [ids[mask.bool()] for ids, mask in zip(prompts["input_ids"], prompts["attention_mask"], strict=True)]
         tails = [torch.tensor(ids) for ids in targets["input_ids"]]
         width = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))
-        ids_BT = torch.full((len(rows), width), self.pad)
-        mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
-        labels_BT = torch.full((len(rows), width), -100)
-        weights_BT = torch.zeros((len(rows), width))
+        ids_BT = torch.full((len(items), width), self.pad)
+        mask_BT = torch.zeros((len(items), width), dtype=torch.long)
+        labels_BT = torch.full((len(items), width), -100)
+        weights_BT = torch.zeros((len(items), width))
         kinds = {name: torch.zeros_like(ids_BT) for name in prompts if name.endswith("token_type_ids")}
         for b, (head, tail) in enumerate(zip(heads, tails, strict=True)):
             start, end = len(head), len(head) + len(tail)

@@ -18,7 +18,7 @@ from .collate import Survey, TargetCollator, batch_order
 from .output import finished, prepare_folder, save_scorer
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports usage otherwise
-_METRICS = ("loss", "accuracy", "error")  # what of the log goes into the summary
+_METRICS = ("loss", "accura", "error")  # what of the log goes into the summary
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,13 @@ from typing import Any
 from ..types import InputError, Scorer
 
 # By name, because an import never climbs to a higher floor.
-METHODS = {"gm_prm": "vlrm.prm.gm_prm:GMPRM", "vl_prm": "vlrm.prm.vl_prm:VLPRM", "scalar": "vlrm.rm.scalar:ScalarRM"}
+METHODS = {
+    "gm_prm": "vlrm.prm.gm_prm:GMPRM",
+    "vl_prm": "vlrm.prm.vl_prm:VLPRM",
+    "scalar": "vlrm.rm.scalar:ScalarRM",
+    "judge": "vlrm.rm.judge:Judge",
+    "yes_no": "vlrm.rm.yes_no:YesNo",
+}
 CARD = "vlrm.json"
 CARD_KEYS = ("scorer", "base", "settings", "training", "version")
 
@@ -26,16 +32,17 @@ def load_scorer(
     method: str = "gm_prm",
     **settings: Any,
 ) -> Scorer:
-    """A scorer from a trained folder, or over an OpenAI-compatible server (`"http://host:port/v1"`).
+    """A scorer from a trained folder, over an OpenAI-compatible server (`"http://host:port/v1"`), or any model (`"vllm:PATH"`).
 
-    The folder's `vlrm.json` names the scorer class and its settings; `settings` override them (for a URL they are all there is,
-    and `method` says which scorer, gm_prm or vl_prm: a trained folder's settings are `read_card(FOLDER)["settings"]`). `engine` is
+    The folder's `vlrm.json` names the scorer class and its settings; `settings` override them (for a URL, and
+    for a model as it comes, named "transformers:PATH" or "vllm:PATH", they are all there is, and `method` says which scorer, see
+    `METHODS`: a trained folder's settings are `read_card(FOLDER)["settings"]`). `engine` is
     "transformers", "vllm", the URL of a server that serves the folder's model, or an engine that already holds it;
     `engine_options` go to `load_engine`. Raises InputError for a missing folder, a folder that training has not finished, and
     unknown settings.
     """
     source, options = os.fspath(path_or_url), dict(engine_options or {})
-    if source.startswith(("http://", "https://")):
+    if source.startswith(("http://", "https://", "transformers:", "vllm:")):
         if method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         scorer = resolve(METHODS[method])
