@@ -28,8 +28,7 @@ class EvalPairs:
     scorer_method: str = key("what a URL or a model as it comes is: judge, yes_no, gm_prm, vl_prm; a folder says so itself", "judge")
     scorer_settings: JSON = key('settings of the scorer, such as {"votes": 9, "temperature": 0.2, "orders": "random"}', None)
     scorer_options: JSON = key("options of the scorer's engine", None)
-    blind: list[str] = key("blind controls: removed, other; each costs as much as the evaluation", ["removed", "other"])
-    no_blind: bool = key("run no blind control", False)
+    blind: list[str] = key("blind controls: removed, other, or none; each costs as much as the evaluation", ["removed", "other"])
     image_root: str | None = key("folder that image paths are relative to; else the data file's", None)
     limit: int | None = key("only the first rows", None)
     chunk: int = key("pairs compared together, and saved together", 32)
@@ -60,7 +59,7 @@ def run_eval_pairs(settings: EvalPairs) -> None:
             settings.output,
             make,
             **{name: getattr(settings, name) for name in names},
-            blind=() if settings.no_blind else settings.blind,
+            blind=[how for how in settings.blind if how != "none"],
             settings=remembered,
             progress=done,
             loaded=lambda total: done(0, total),

@@ -1,7 +1,7 @@
 """Preferences from published benchmarks, as they are published, and from any file of chosen and rejected answers.
 
-vl_rewardbench         VL-RewardBench (arXiv 2411.17451): id, query, response (2), human_ranking ([0, 1]: the first is better), image. Groups
-                       by id: general, hallucination, reasoning.
+vl_rewardbench         VL-RewardBench (arXiv 2411.17451): id, query, response (2), human_ranking ([0, 1]: the first is better), image.
+                       Groups by id: general, hallucination, reasoning.
 multimodal_rewardbench Multimodal RewardBench (arXiv 2502.14191): ID, Text, Image, Output1, Output2, Better, Category. Groups are the
                        categories. It draws for what it cannot read; the convention "half" is the mean of that.
 preferences            see `preferences.py`; groups are the column group

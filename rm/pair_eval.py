@@ -64,7 +64,7 @@ def evaluate_pair_file(
     which of the blind controls are run; each costs as much as the evaluation itself. The results:
 
     metrics  of `evaluate_pairs`
-    blind    for each control, the metrics on the pairs that it can be made for, and under "seen" the scorer's own accuracy on the same pairs
+    blind    for each control, accuracies on the pairs that it can be made for, and under "seen" the scorer's own on the same pairs
     errors   how many pairs have no comparison, by reason (numbers shown as #)
     counts   pairs, and those dropped for which reason
     cost     tokens read and written, and seconds, of all comparisons and of one
