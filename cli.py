@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "quickstart": (quickstart.Quickstart, quickstart.run_quickstart),
     "synth": (synth.Synth, synth.run_synth),
     "synth labels": (synth_labels.SynthLabels, synth_labels.run_synth_labels),
+    "synth preferences": (synth.SynthPreferences, synth.run_synth_preferences),
     "synth merge": (synth_labels.SynthMerge, synth_labels.run_synth_merge),
     "train": (train.Train, train.run_train),
     "search": (search.Search, search.run_search),

@@ -84,7 +84,7 @@ def print_pair_figures(results: dict[str, Any]) -> None:
     for head, rows in tables:
         table = Table()
         for index, column in enumerate(head):
-            table.add_column(column, justify="right" if index else "left")
+            table.add_column(column, justify="right" if index else "left", no_wrap=not index)
         for row in rows:
             table.add_row(*row)
         Console().print(table)

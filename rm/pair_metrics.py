@@ -66,7 +66,7 @@ def evaluate_pairs(pairs: Sequence[JudgedPair], *, resamples: int = 1000, seed: 
         value_N, counts_N = _outcomes(pairs, convention)
         figures[f"accuracy_{convention}"] = _mean(weights_RN, value_N, counts_N, level)
         by_group_GR = np.stack([_ratio(weights_RN @ (value_N * counts_N * m), weights_RN @ (counts_N * m)) for m in members_GN])
-        figures[f"macro_{convention}"] = _figure(np.nanmean(by_group_GR, axis=0), level) if len(names) > 1 else None
+        figures[f"macro_{convention}"] = _figure(_over_groups(by_group_GR), level) if len(names) > 1 else None
     said = [pair.comparison.said for pair in pairs]
     everything = np.ones(len(pairs))
     figures["excluded"] = _mean(weights_RN, np.array([pair.right is None for pair in pairs], dtype=float), everything, level)
@@ -173,6 +173,11 @@ def _group(pairs: Sequence[JudgedPair], seed: int, level: float) -> dict[str, An
 
 def _mean(weights_RN: np.ndarray, value_N: np.ndarray, counts_N: np.ndarray, level: float) -> dict[str, Any] | None:
     return _figure(_ratio(weights_RN @ (value_N * counts_N), weights_RN @ counts_N), level)
+
+
+def _over_groups(values_GR: np.ndarray) -> np.ndarray:
+    """(R,) the mean over the groups that have a value."""
+    return _ratio(np.nansum(values_GR, axis=0), (~np.isnan(values_GR)).sum(axis=0))
 
 
 def _figure(values_R: np.ndarray, level: float) -> dict[str, Any] | None:

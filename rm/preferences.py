@@ -116,6 +116,11 @@ def chat(problem: Problem, system: str = "") -> list[dict[str, Any]]:
     return messages
 
 
+def chat_problem(prompt: str | Sequence[Mapping[str, Any]], images: Sequence[Any] = (), id: str = "prompt") -> Problem:
+    """The problem that a prompt puts: text, or messages, which the problem keeps where they are more than a question."""
+    return _problem({"images": list(images)}, id, prompt if isinstance(prompt, str) else list(prompt), Path("."), _COLUMNS)
+
+
 def answered(problem: Problem, answer: str, system: str = "") -> Request:
     """The whole chat, the answer in the assistant's turn."""
     turn = {"role": "assistant", "content": [{"type": "text", "text": answer.replace("<image>", "image")}]}
@@ -200,7 +205,7 @@ def _image(image: Any, root: Path) -> Any:
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str):
-        return str(root / image)
+        return str(root / image) if root != Path(".") else image
     if image is None:
         raise InputError("column images holds an empty entry; give a path or bytes for each picture")
     return image

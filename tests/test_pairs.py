@@ -200,7 +200,7 @@ def test_a_killed_evaluation_goes_on_and_asks_nothing_twice(data, tmp_path):
     )
     for name in ("metrics", "blind", "errors", "counts"):
         assert resumed[name] == whole[name], name
-    assert (len(scorers) == 1 and scorers[0].seen == 2 * 12 * 3 + 2 * 2 - 16) or scorers[0].seen < 2 * 13 * 3
+    assert len(scorers) == 1 and scorers[0].seen == 2 * 12 * 3 - 16, "two chunks of four pairs were done"
 
     def never():
         raise AssertionError("everything is there")
@@ -244,6 +244,6 @@ def test_the_command(tiny_path, data, tmp_path, capsys):
     command += ["--scorer_settings", '{"max_tokens": 4}', "--scorer_options", '{"device": "cpu"}', "--resamples", "20"]
     assert cli.main([*command, "--blind", "removed"]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
-    assert "4 pairs" in said and "accuracy, undecided wrong (strict)" in said and "picture removed" in said
+    assert "4 pairs" in said and "undecided wrong (strict)" in said and "removed" in said
     assert set(json.loads((out / "results.json").read_text())["blind"]) == {"removed"}
     assert cli.main([*command, "--blind", "sideways"]) == 2 and "unknown blind control" in capsys.readouterr().err
