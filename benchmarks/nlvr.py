@@ -1,10 +1,10 @@
 """Does the picture help on people's own sentences? `python benchmarks/nlvr.py --data DIR --work runs/nlvr`
 
 NLVR (Suhr et al. 2017): a sentence, true or false of a picture of three boxes. A Bradley-Terry head learns on dev.parquet that the right
-truth value beats the wrong one; it is measured on hidden.parquet, of which pictures that also occur in dev are left out, with intervals over
-groups (pictures that share a sentence). Beside it: the same training on the sentence alone, the trained head without its picture and with
-another's, and the commonest truth value. Every stage is kept in --work. Writes benchmarks/results/nlvr.json, also where the picture does
-not help.
+truth value beats the wrong one; it is measured on hidden.parquet, of which pictures that also occur in dev are left out, with intervals
+over groups (pictures that share a sentence). Beside it: the same training on the sentence alone, the trained head without its picture
+and with another's, and the commonest truth value. Every stage is kept in --work. Writes benchmarks/results/nlvr.json, also where the
+picture does not help.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ def png(picture: Any) -> bytes:
     return buffer.getvalue()
 
 
-def over_groups(
-    values: Mapping[str, float], groups: Mapping[str, str], resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
+def over_groups(values: Mapping[str, float], groups: Mapping[str, str], resamples: int = 10_000) -> tuple[float, float, float]:
     """Mean with its 95 % interval by bootstrap over groups."""
     names = sorted(set(groups.values()))
     at = {name: i for i, name in enumerate(names)}
@@ -102,9 +100,7 @@ def main() -> None:
     args = parser.parse_args()
     seen = {row["pixel_md5"] for _, row in read_rows(args.data / "dev.parquet")}
     files = {
-        (split, images): prepare(
-            args.data / f"{split}.parquet", args.work / f"{split}_{images}.parquet", not args.whole, images, skip, args.limit
-        )
+        (split, images): prepare(args, split, images, skip)
         for split, skip in (("dev", set()), ("hidden", seen))
         for images in (True, False)
     }

@@ -49,13 +49,8 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, dict[st
     for name in args.methods:
         folder, out = args.work / f"seed{seed}" / name, args.work / f"seed{seed}" / f"{name}_eval"
         own: dict[str, Any] = {"centre": 0.01} if name == "scalar" else {"sft_weight": 1.0, "orders": "random", "instructions": "Better?"}
-        options = {
-            "epochs": args.epochs,
-            "batch_size": args.batch_size,
-            "learning_rate": args.learning_rate,
-            "seed": seed,
-            "save_steps": 50,
-        }
+        options = {"epochs": args.epochs, "batch_size": args.batch_size, "learning_rate": args.learning_rate}
+        options |= {"seed": seed, "save_steps": 50}
         METHODS[name](args.model, train, folder, freeze_vision=False, **options, **own)
         blind = ("removed", "other") if name == "scalar" else ()
         found = evaluate_pair_file(test, out, lambda folder=folder: load_scorer(folder), blind=blind, settings={"scorer": name}, seed=seed)

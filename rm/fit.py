@@ -113,6 +113,7 @@ def fit(
     load_network = load_network or AutoModelForImageTextToText.from_pretrained
     made = (make_trainer, load_network, make_arguments or _sft_arguments)
     trainer = _trainer(recipe, base, processor, collator, train_rows, lengths, eval_rows, output_dir, progress, *made)
+    trainer.accelerator.wait_for_everyone()  # the first process makes the folder ready
     checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
     started, before = time.perf_counter(), int(checkpoint.name.split("-")[-1]) if checkpoint else 0
     try:

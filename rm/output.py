@@ -81,7 +81,9 @@ def save_scorer(
     from transformers import AutoConfig
 
     aside = output_dir / ".saving"
-    shutil.rmtree(aside, ignore_errors=True)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(aside, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     dtype = AutoConfig.from_pretrained(base).dtype
     if dtype is not None and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
         trainer.model.to(dtype)  # as the base model was stored

