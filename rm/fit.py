@@ -180,7 +180,7 @@ def _trainer(
 ) -> Any:
     import torch
     from datasets import Dataset
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, set_seed
 
     from . import cpu
     from .sft import MetricsFile, freeze_vision_tower, lora_config
@@ -191,6 +191,7 @@ def _trainer(
     bf16 = cpu.use_bf16() if recipe.bf16 is None else recipe.bf16
     dtype = recipe.dtype or ("bfloat16" if recipe.lora and bf16 else "float32")
     attention = recipe.attention or (cpu.register_attention() if on_cpu and bf16 else None)
+    set_seed(recipe.seed)  # a fresh head is drawn here
     network = load_network(base, dtype=dtype, attn_implementation=attention)
     if attention == cpu.ATTENTION:
         cpu.quicken_decoder(network)
