@@ -86,7 +86,7 @@ def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def overview() -> str:
-    verbs = [f"  {name:<14}{settings.__doc__.splitlines()[0]}" for name, (settings, _) in VERBS.items()]
+    verbs = [f"  {name:<18}{settings.__doc__.splitlines()[0]}" for name, (settings, _) in VERBS.items()]
     return "\n".join([
         f"vlrm {__version__}: vision-language reward models",
         "",

@@ -86,7 +86,7 @@ class HeadEngine(TransformersEngine):
         results: list[tuple[float, int]] = [(0.0, 0)] * len(requests)
         for batch in self._batches(requests, texts) if requests else ():
             order = [index for index, _ in batch]
-            inputs = self._inputs([texts[i] for i in order], [requests[i] for i in order])
+            inputs = self._inputs([texts[i] for i in order], [requests[i] for i in order], padding_side="right")
             with self._enough_memory(), torch.inference_mode():
                 values = self.model(**inputs).logits[:, 0].float().tolist()
             counts = inputs["attention_mask"].sum(dim=1).tolist()

@@ -76,24 +76,26 @@ class Judge:
         return self.counts["unparsed"] / max(1, self.counts["judgements"])
 
     def compare(self, pairs: Sequence[Pair]) -> list[Comparison]:
-        """One comparison for each pair, in order; all judgements in one batch of the engine."""
-        asked: list[tuple[int, bool, int]] = []  # pair, swapped, how many votes
-        for i, pair in enumerate(pairs):
-            if self.orders == "random":
-                rng = random.Random(f"{self.seed} {pair.problem.id} {pair.first} {pair.second}")
-                swaps = Counter(rng.random() < 0.5 for _ in range(self.votes))
-                asked += [(i, swapped, swaps[swapped]) for swapped in (False, True) if swaps[swapped]]
-            else:
-                asked += [(i, swapped, self.votes) for swapped in ((False, True) if self.orders == "both" else (False,))]
+        """One comparison for each pair, in order; all judgements in one batch of the engine. Votes stand in the order of the draws, so that
+        the first K of them are what K votes would have been."""
+        plans = [self._plan(pair) for pair in pairs]
+        asked = [(i, swapped, plan.count(swapped)) for i, plan in enumerate(plans) for swapped in (False, True) if swapped in plan]
         requests = [self.request(pairs[i].swap() if swapped else pairs[i], n) for i, swapped, n in asked]
-        votes: dict[int, list[Vote]] = defaultdict(list)
-        texts: dict[int, list[str]] = defaultdict(list)
-        for (i, swapped, _), completions in zip(asked, self._generate(requests), strict=True):
-            for text in completions:
-                said = self._read(text)
-                votes[i].append(Vote(swapped, turned(said) if swapped else said))
-                texts[i].append(text)
-        return [from_votes(votes[i], texts[i]) for i in range(len(pairs))]
+        texts = {(i, swapped): list(found) for (i, swapped, _), found in zip(asked, self._generate(requests), strict=True)}
+        results = []
+        for i, plan in enumerate(plans):
+            drawn = [(swapped, texts[i, swapped].pop(0)) for swapped in plan]
+            said = [self._read(text) for _, text in drawn]
+            votes = [Vote(swapped, turned(word) if swapped else word) for (swapped, _), word in zip(drawn, said, strict=True)]
+            results.append(from_votes(votes, [text for _, text in drawn]))
+        return results
+
+    def _plan(self, pair: Pair) -> list[bool]:
+        """For each vote whether the answers are swapped."""
+        if self.orders == "random":
+            rng = random.Random(f"{self.seed} {pair.problem.id} {pair.first} {pair.second}")
+            return [rng.random() < 0.5 for _ in range(self.votes)]
+        return ([False, True] if self.orders == "both" else [False]) * self.votes
 
     def __call__(self, samples: Sequence[Sample]) -> list[Score]:
         """One score for each sample, in order."""

@@ -23,8 +23,7 @@ from .compare import Comparison
 from .pair_benchmarks import read_pairs
 from .pair_file import compare_file, comparison_of
 from .pair_metrics import JudgedPair, evaluate_pairs
-from .preferences import Preference
-from .train_scalar import preference_fault
+from .preferences import Preference, preference_fault
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,24 @@ def rating_from_row(row: Mapping[str, Any], name: str, root: Path) -> Rating:
     return Rating(problem, _answer(response, prompt, "response"), math.nan if value is None else float(value))
 
 
+def preference_fault(item: Preference) -> str | None:
+    """Why a preference cannot be trained on."""
+    if not item.chosen.strip() or not item.rejected.strip():
+        return "an answer has no text"
+    if item.chosen.strip() == item.rejected.strip():
+        return "chosen and rejected are the same"
+    return None if item.margin is None or math.isfinite(item.margin) else "the margin is not a finite number"
+
+
+def rating_fault(item: Rating, loss: str = "mse") -> str | None:
+    """Why a rating cannot be trained on."""
+    if not item.response.strip():
+        return "an answer has no text"
+    if not math.isfinite(item.value):
+        return "the score is not a finite number"
+    return "the score is not in [0, 1]" if loss == "bce" and not 0 <= item.value <= 1 else None
+
+
 def chat(problem: Problem, system: str = "") -> list[dict[str, Any]]:
     """The messages before the answer: the problem's own, or one user turn with the pictures and the question. `system` is put before
     them where they have no system turn of their own."""

@@ -24,9 +24,8 @@ from .collate import Joined, TargetCollator, survey
 from .fit import Training, fit, known
 from .judge import judge_messages, two_answers
 from .judgement import PAIRWISE, verdict_sentence
-from .preferences import Preference, chat, read_preferences
+from .preferences import Preference, chat, preference_fault, read_preferences
 from .sft import InOrder
-from .train_scalar import preference_fault
 
 
 @dataclass(frozen=True)

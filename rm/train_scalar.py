@@ -17,7 +17,7 @@ from ..types import InputError
 from .collate import Joined, picture_size, survey
 from .fit import Training, fit, known
 from .head import load_head, whole_chat
-from .preferences import Preference, Rating, answered, read_preferences, read_ratings
+from .preferences import Preference, Rating, answered, preference_fault, rating_fault, read_preferences, read_ratings
 
 
 @dataclass(frozen=True)
@@ -110,24 +110,6 @@ def train_regression(
     kept = {"system": settings.system, "scale": scale, "offset": offset, **(scorer_settings or {})}
     rest = {"resume": resume, "keep_checkpoints": keep_checkpoints, "progress": progress}
     return _fit(settings, "regression", model, output_dir, items, n_train, form, regression(settings.loss), kept, rest)
-
-
-def preference_fault(item: Preference) -> str | None:
-    """Why a preference cannot be trained on."""
-    if not item.chosen.strip() or not item.rejected.strip():
-        return "an answer has no text"
-    if item.chosen.strip() == item.rejected.strip():
-        return "chosen and rejected are the same"
-    return None if item.margin is None or math.isfinite(item.margin) else "the margin is not a finite number"
-
-
-def rating_fault(item: Rating, loss: str = "mse") -> str | None:
-    """Why a rating cannot be trained on."""
-    if not item.response.strip():
-        return "an answer has no text"
-    if not math.isfinite(item.value):
-        return "the score is not a finite number"
-    return "the score is not in [0, 1]" if loss == "bce" and not 0 <= item.value <= 1 else None
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

@@ -110,6 +110,10 @@ def test_votes_and_random_orders():
     one = judge.compare(PAIRS[:1])[0]
     assert len(one.votes) == 9 and {vote.swapped for vote in one.votes} == {False, True} and one.said == "first"
     assert judge.compare(PAIRS[:1])[0] == one, "the orders hang on the seed and the pair"
+    numbered = Judge(Talker(lambda text, draw: f"draw {draw}: Answer 1 is better"), votes=2, temperature=1.0).compare(PAIRS[:1])[0]
+    assert [(vote.swapped, text[5]) for vote, text in zip(numbered.votes, numbered.texts, strict=True)] == [
+        (False, "0"), (True, "0"), (False, "1"), (True, "1"),
+    ]  # fmt: skip
     with pytest.raises(InputError, match="temperature"):
         Judge(Talker(good_is_better), votes=3)
 

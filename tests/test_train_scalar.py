@@ -43,6 +43,9 @@ def preference(number):
 PAIRS = [preference(i) for i in range(24)]
 
 
+TWO = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Same?"}]}]
+
+
 # The columns
 
 
@@ -96,6 +99,7 @@ def test_data_sets_are_read_wherever_they_lie(tmp_path, monkeypatch):
         ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "must hold messages"),
         ({"prompt": "x", "chosen": [], "rejected": "b"}, "column chosen must be text or messages"),
         ({"prompt": "x", "chosen": "a", "rejected": "b", "images": [None]}, "empty entry"),
+        ({"prompt": TWO, "chosen": "a", "rejected": "b", "images": ["a.png"]}, "2 image parts, but there are 1 images"),
     ],
 )
 def test_what_is_missing_is_said(row, message, tmp_path):
