@@ -1,4 +1,4 @@
-"""Do two processes train as one does? `python benchmarks/multiprocess.py --work runs/multiprocess`
+"""Do two processes train as one does? `python benchmarks/processes.py --work runs/processes`
 
 Trains each method for a few steps twice, by `accelerate launch` with two CPU processes and by one process with their batches together, and
 holds the loss curves against each other. Writes benchmarks/results/multiprocess.json.
@@ -75,7 +75,7 @@ def main() -> None:
             }
         )
         claims.append(claim(f"{method}: largest gap of the losses, two processes against one", "<= 1e-3", f"{gap:.1e}", gap <= 1e-3))
-    command = f"python benchmarks/multiprocess.py --work DIR --steps {args.steps} --batch {args.batch}"
+    command = f"python benchmarks/processes.py --work DIR --steps {args.steps} --batch {args.batch}"
     write_result("multiprocess", command, [0], n, rows, claims, **({} if args.folder is None else {"folder": args.folder}))
     for row in rows + claims:
         print(row)
