@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__
-from .commands import convert, doctor, eval_steps, quickstart, search, synth, synth_labels, train
+from .commands import convert, doctor, eval_pairs, eval_steps, quickstart, search, synth, synth_labels, train
 from .config import help_text, nearest, parse
 from .types import EngineError, InputError
 
@@ -20,10 +20,12 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "quickstart": (quickstart.Quickstart, quickstart.run_quickstart),
     "synth": (synth.Synth, synth.run_synth),
     "synth labels": (synth_labels.SynthLabels, synth_labels.run_synth_labels),
+    "synth preferences": (synth.SynthPreferences, synth.run_synth_preferences),
     "synth merge": (synth_labels.SynthMerge, synth_labels.run_synth_merge),
     "train": (train.Train, train.run_train),
     "search": (search.Search, search.run_search),
     "convert": (convert.Convert, convert.run_convert),
+    "eval pairs": (eval_pairs.EvalPairs, eval_pairs.run_eval_pairs),
     "eval steps": (eval_steps.EvalSteps, eval_steps.run_eval_steps),
     "doctor": (doctor.Doctor, doctor.run_doctor),
 }
@@ -84,7 +86,7 @@ def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def overview() -> str:
-    verbs = [f"  {name:<14}{settings.__doc__.splitlines()[0]}" for name, (settings, _) in VERBS.items()]
+    verbs = [f"  {name:<18}{settings.__doc__.splitlines()[0]}" for name, (settings, _) in VERBS.items()]
     return "\n".join([
         f"vlrm {__version__}: vision-language reward models",
         "",

@@ -34,7 +34,8 @@ def folder_stamp(spec: str | None) -> str | None:
     folder = Path((spec or "").split(":", 1)[-1]).expanduser()
     if not spec or not folder.is_dir():
         return None
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()]
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != "README.md"]  # evaluations write there
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.blake2b(repr(files).encode(), digest_size=6).hexdigest()
 
 

@@ -45,7 +45,7 @@ class Search:
     dedupe: bool = key("step searches: equal partial solutions count once", True)
     max_policy_tokens: int | None = key("step searches: tokens that the policy may write for one problem", None)
     scorer_engine: Literal["transformers", "vllm"] = key("engine for a scorer folder", "transformers")
-    scorer_method: Literal["gm_prm", "vl_prm"] = key("what a scorer that is a URL is; a folder says so itself", "gm_prm")
+    scorer_method: Literal["gm_prm", "vl_prm", "scalar", "judge", "yes_no"] = key("what a scorer that is a URL is", "gm_prm")
     scorer_settings: JSON = key('settings of the scorer, such as {"aggregation": "min"}', None)
     scorer_options: JSON = key('options of the scorer\'s engine, such as {"gpu_memory_utilization": 0.4}', None)
     policy_options: JSON = key("options of the policy's engine", None)

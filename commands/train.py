@@ -23,10 +23,10 @@ class Train:
     last checkpoint."""
 
     model: str = key("model to start from: a folder, a hub name, or the built-in tiny")
-    data: str = key("step records: .jsonl, .json or .parquet")
+    data: str = key("data to train on, in a file (.jsonl, .json, .parquet); preferences and ratings also a folder or a hub id")
     output_dir: str = key("folder for the trained scorer")
-    method: str = key("what to train: gm_prm writes critiques, vl_prm answers every step with + or -", "gm_prm")
-    eval_data: str | None = key("step records that the loss is also measured on", None)
+    method: str = key("what to train: gm_prm, vl_prm, bradley_terry, regression, dpo_judge", "gm_prm")
+    eval_data: str | None = key("data that the loss is also measured on", None)
     image_root: str | None = key("folder that image paths are relative to; else the data file's", None)
     scorer_settings: JSON = key('settings stored with the scorer, such as {"aggregation": "min"}', None)
     resume: bool = key("go on from the last checkpoint; false starts afresh", True)
@@ -92,11 +92,60 @@ class TrainVLPRM(Train):
     head: int = key("1 or 2 labels of a linear head on the token that ends a step, instead of words", 0)
 
 
+@dataclass(kw_only=True)
+class TrainBradleyTerry(Train):
+    """Trains a scalar reward model on preferences: a linear head, read at the end of each answer, with the Bradley-Terry loss.
+
+    Preferences: a .jsonl, .json or .parquet file, a folder that datasets saved, or a hub id, with the columns prompt, chosen, rejected
+    and images (or image): text, or chat messages; optional margin. The output folder is what vlrm eval pairs, vlrm search and
+    vlrm.load_scorer take, and what vLLM serves as a classifier. Run again after an interruption, it goes on from its last checkpoint."""
+
+    split: str | None = key("split of a data set that has several", None)
+    system: str = key("system text put before every chat that has none, in training and in use", "")
+    margins: bool = key("use the column margin where it is given", True)
+    centre: float = key("weight of the square of the two rewards' sum, which keeps rewards around 0; 0.01 is usual", 0.0)
+
+
+@dataclass(kw_only=True)
+class TrainRegression(Train):
+    """Trains a scalar reward model on ratings: a linear head, read at the end of each answer, that gives the rating.
+
+    Ratings: as for bradley_terry, with the columns prompt, response (or completion), score (or label, rating) and images. The output
+    folder is what vlrm eval pairs, vlrm search and vlrm.load_scorer take. Run again after an interruption, it goes on from its last
+    checkpoint."""
+
+    split: str | None = key("split of a data set that has several", None)
+    system: str = key("system text put before every chat that has none, in training and in use", "")
+    loss: Literal["mse", "bce"] = key("squared error of standardised ratings, or cross-entropy of ratings in [0, 1]", "mse")
+
+
+@dataclass(kw_only=True)
+class TrainDPOJudge(Train):
+    """Trains a generative judge by direct preference optimization, with TRL's DPOTrainer (arXiv 2305.18290).
+
+    Preferences: as for bradley_terry. With `form` answers, chosen and rejected are two answers to the prompt, and the judge learns to say
+    which is better, in either order; with judgements, the prompt is the judge's own and chosen and rejected are what it might say. The
+    output folder is what vlrm eval pairs, vlrm search and vlrm.load_scorer take. Run again after an interruption, it goes on from its
+    last checkpoint."""
+
+    split: str | None = key("split of a data set that has several", None)
+    form: Literal["answers", "judgements"] = key("what chosen and rejected are", "answers")
+    orders: Literal["both", "random"] = key("answers: every pair in both orders, or in a random one", "both")
+    instructions: str = key("answers: text at the end of the judge's prompt, in training and in use; if none is given, ours", "")
+    beta: float = key("how closely the judge is held to the model it starts from", 0.1)
+    sft_weight: float = key("weight of the chosen text's own likelihood beside the preference", 0.0)
+
+
 # method: (its settings, the library function that trains it)
 METHODS: dict[str, tuple[type[Train], str]] = {
     "gm_prm": (TrainGMPRM, "vlrm.prm.train:train_gm_prm"),
     "vl_prm": (TrainVLPRM, "vlrm.prm.train_vl_prm:train_vl_prm"),
+    "bradley_terry": (TrainBradleyTerry, "vlrm.rm.train_scalar:train_bradley_terry"),
+    "dpo_judge": (TrainDPOJudge, "vlrm.rm.train_judge:train_dpo_judge"),
+    "regression": (TrainRegression, "vlrm.rm.train_scalar:train_regression"),
 }
+# what a method's training function calls its data, where that is not records
+DATA = {"bradley_terry": "preferences", "regression": "ratings", "dpo_judge": "preferences"}
 
 
 def train_settings(arguments: Sequence[str]) -> type[Train]:
@@ -120,7 +169,8 @@ def train_arguments(settings: Train) -> dict[str, Any]:
         arguments["words"] = arguments.pop("verdict_words") or None
     if arguments.get("system", "") is None:
         del arguments["system"]
-    arguments["records"], arguments["eval_records"] = arguments.pop("data"), arguments.pop("eval_data")
+    what = DATA.get(settings.method, "records")
+    arguments[what], arguments[f"eval_{what}"] = arguments.pop("data"), arguments.pop("eval_data")
     arguments["lora"] = arguments.pop("lora_settings") or arguments["lora"]
     del arguments["method"]
     return arguments

@@ -8,13 +8,13 @@ are the words' logits. Trained by `train_vl_prm(head=1 or 2)`, loaded with `vlrm
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..rm.head import load_head
 from ..serving.engine import Request, Turn
 from ..serving.transformers_engine import TransformersEngine
 from ..serving.turns import Unreadable, places, read_at_once
@@ -23,35 +23,8 @@ from .vl_prm import VLPRM
 
 
 def load_step_head(path: str | Path, num_labels: int | None = None, **options: Any) -> Any:
-    """The model of `path` with a head. A folder that training wrote has its own; any other gets a fresh one of `num_labels`."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    config = AutoConfig.from_pretrained(path)
-    if num_labels is not None:
-        config.num_labels = num_labels
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
-        raise InputError(f"{path} is no image-text-to-text model; a step head needs one")
-    return head_class(AutoModelForImageTextToText._model_mapping[type(config)]).from_pretrained(path, config=config, **options)
-
-
-@functools.cache
-def head_class(base: type) -> type:
-    """The subclass of an image-text model that has `score`, a linear layer without bias, and gives its output as logits (B, T, labels)."""
-    from torch import nn
-    from transformers.modeling_outputs import TokenClassifierOutput
-
-    def __init__(self: Any, config: Any) -> None:
-        base.__init__(self, config)
-        self.score = nn.Linear(config.get_text_config().hidden_size, config.num_labels, bias=False)
-        self.post_init()
-
-    def forward(self: Any, *args: Any, logits_to_keep: Any = 0, labels: Any = None, **kwargs: Any) -> Any:
-        hidden_BTH = self.base_model(*args, **kwargs).last_hidden_state
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return TokenClassifierOutput(logits=self.score(hidden_BTH[:, kept]))
-
-    name = base.__name__.removesuffix("ForConditionalGeneration") + "ForTokenClassification"
-    return type(name, (base,), {"__init__": __init__, "forward": forward, "__module__": base.__module__})
+    """The model of `path` with a head on every token (see `vlrm.rm.head.load_head`)."""
+    return load_head(path, "token", num_labels, **options)
 
 
 class StepHeadEngine(TransformersEngine):

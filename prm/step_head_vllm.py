@@ -7,29 +7,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from ..rm.head_vllm import PoolingEngine
 from ..serving.engine import Request, Turn
 from ..serving.turns import Unreadable, check_fillers, choice_ids, render_turns, tokens_after
-from ..serving.vllm_engine import VLLMEngine
 from ..types import EngineError, Usage
 from .step_head import answered, two_way
 
 
-class VLLMStepHeadEngine(VLLMEngine):
-    """A VLLMEngine whose `turn_logprobs` come from the head; it generates nothing."""
+class VLLMStepHeadEngine(PoolingEngine):
+    """A PoolingEngine whose `turn_logprobs` come from the head; it generates nothing."""
 
-    def __init__(self, path: str | Path, **options: Any):
-        from vllm.config import PoolerConfig
-
-        pooling = {"runner": "pooling", "pooler_config": PoolerConfig(task="token_classify", tok_pooling_type="ALL")}
-        super().__init__(path, **pooling | options)
+    TASK = "token_classify"
+    POOLING: ClassVar[dict[str, Any]] = {"tok_pooling_type": "ALL"}
 
     def turn_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> list[list[Turn]]:
         """As StepHeadEngine's."""
-        from vllm import PoolingParams
-
         if not requests:
             return []
         started = time.perf_counter()
@@ -37,12 +31,7 @@ class VLLMStepHeadEngine(VLLMEngine):
             chats = [render_turns(self.prompter, answered(request, choices)) for request in requests]
         except Unreadable as reason:
             raise EngineError(f"{self.name}: a step head cannot be read here, because {reason}") from None
-        params = PoolingParams(task="token_classify", use_activation=False)
-
-        def call(prompts: list[Any]) -> list[Any]:
-            return self.llm.encode(prompts, params, pooling_task="token_classify", use_tqdm=False)
-
-        outputs = self._ask(call, requests, [chat.text for chat in chats])
+        outputs = self.encode(requests, [chat.text for chat in chats])
         results = []
         for chat, output in zip(chats, outputs, strict=True):
             after, own = tokens_after(self.prompter, chat)

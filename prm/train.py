@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..rm.fit import Training, fit, known
 from ..serving.load import model_path
 from ..types import InputError, Sample
 from .collate import Collator, Joined, TargetStyle, open_records, survey
-from .fit import Training, fit, known
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def train_gm_prm(
     items, n_train = Joined(train_part, solutions, eval_part), len(train_part) + len(solutions)
     found = survey(items, style, settings.consistency)
 
-    from .sft import CritiqueTrainer
+    from ..rm.sft import CritiqueTrainer
 
     def card(collator: Collator) -> dict[str, Any]:
         form = {"words": list(style.words), "stop_at_first_error": style.stop_at_first_error, "instructions": style.instructions}

@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import torch
 
+from ..rm.fit import Training, fit, known
 from ..serving.engine import Request
 from ..serving.load import model_path
 from ..serving.turns import choice_ids, render_turns, system_role
 from ..types import InputError
 from .collate import Collator, Joined, open_records, survey
-from .fit import Training, fit, known
 from .records import StepRecord
 from .verdicts import SYSTEM, WORDS, TargetRule, VerdictStyle, spread_value
 
@@ -98,7 +98,7 @@ def train_vl_prm(
     found = survey(items, form, "", check=lambda record, _: form.fault(record), size=full_length)
     found.counts.update(form.counts)
 
-    from .sft import VerdictTrainer
+    from ..rm.sft import VerdictTrainer
     from .step_head import load_step_head
 
     def card(collator: Collator) -> dict[str, Any]:

@@ -14,7 +14,13 @@ from typing import Any
 from ..types import InputError, Scorer
 
 # By name, because an import never climbs to a higher floor.
-METHODS = {"gm_prm": "vlrm.prm.gm_prm:GMPRM", "vl_prm": "vlrm.prm.vl_prm:VLPRM"}
+METHODS = {
+    "gm_prm": "vlrm.prm.gm_prm:GMPRM",
+    "vl_prm": "vlrm.prm.vl_prm:VLPRM",
+    "scalar": "vlrm.rm.scalar:ScalarRM",
+    "judge": "vlrm.rm.judge:Judge",
+    "yes_no": "vlrm.rm.yes_no:YesNo",
+}
 CARD = "vlrm.json"
 CARD_KEYS = ("scorer", "base", "settings", "training", "version")
 
@@ -26,27 +32,27 @@ def load_scorer(
     method: str = "gm_prm",
     **settings: Any,
 ) -> Scorer:
-    """A scorer from a trained folder, or over an OpenAI-compatible server (`"http://host:port/v1"`).
+    """A scorer from a trained folder, over an OpenAI-compatible server (`"http://host:port/v1"`), or any model (`"vllm:PATH"`).
 
-    The folder's `vlrm.json` names the scorer class and its settings; `settings` override them (for a URL they are all there is,
-    and `method` says which scorer, gm_prm or vl_prm: a trained folder's settings are `read_card(FOLDER)["settings"]`). `engine` is
-    "transformers", "vllm", the URL of a server that serves the folder's model, or an engine that already holds it;
-    `engine_options` go to `load_engine`. Raises InputError for a missing folder, a folder that training has not finished, and
-    unknown settings.
+    The folder's `vlrm.json` names the scorer class and its settings; `settings` override them. For a URL, and for a model as it comes,
+    named "transformers:PATH" or "vllm:PATH", they are all there is, and `method` says which scorer, a key of `METHODS` (a trained
+    folder's settings are `read_card(FOLDER)["settings"]`). `engine` is "transformers", "vllm", the URL of a server that serves the
+    folder's model, or an engine that already holds it; `engine_options` go to `load_engine`. Raises InputError for a missing folder, a
+    folder that training has not finished, and unknown settings.
     """
     source, options = os.fspath(path_or_url), dict(engine_options or {})
-    if source.startswith(("http://", "https://")):
+    if source.startswith(("http://", "https://", "transformers:", "vllm:")):
         if method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         scorer = resolve(METHODS[method])
         _check_settings(scorer, settings, "load_scorer")
-        return scorer(_engine(engine, source, options), **settings)
+        return scorer(_served(scorer, source, options) or _engine(engine, source, options), **settings)
     card = read_card(source)
     scorer = resolve(card["scorer"])
     merged = {**card.get("settings", {}), **settings}
     _check_settings(scorer, merged, f"{source}/{CARD} or load_scorer")
     if isinstance(engine, str) and engine.startswith(("http://", "https://")):
-        return scorer(_engine(engine, engine, options), **merged)
+        return scorer(_served(scorer, engine, options) or _engine(engine, engine, options), **merged)
     if isinstance(engine, str) and engine not in ("transformers", "vllm"):
         raise InputError(f'engine must be "transformers", "vllm", a URL or an engine object, got {engine!r}')
     if isinstance(engine, str) and hasattr(scorer, "open_engine"):  # a model that an ordinary engine cannot load
@@ -102,3 +108,10 @@ def _engine(engine: Any, spec: str, options: Mapping[str, Any]) -> Any:
     from ..serving import load_engine
 
     return load_engine(spec, **options)
+
+
+def _served(scorer: Callable[..., Scorer], url: str, options: Mapping[str, Any]) -> Any:
+    """The engine of a scorer whose server is asked otherwise than in OpenAI's protocol; None for the others."""
+    if url.startswith(("http://", "https://")) and getattr(scorer, "SERVED", False):
+        return scorer.open_engine(url, url, **options)
+    return None

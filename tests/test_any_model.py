@@ -10,6 +10,8 @@ from tiny_qwen import build_tiny_qwen
 
 from vlrm import Sample, cli, load_scorer
 from vlrm.data_synth import WORLDS, load_problems, make_problems, make_step_records
+from vlrm.rm.preferences import Preference
+from vlrm.rm.train_scalar import train_bradley_terry
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -73,3 +75,15 @@ def test_train_then_search(model, lora, file, data, problems, tmp_path):
     prm = load_scorer(scorer, max_tokens=24)
     (score,) = prm([Sample(load_problems(problems)[0], "Step 1: one\nStep 2: two\nAnswer: 2")])
     assert len(score.steps) == 2 and all(0 <= step <= 1 for step in score.steps)
+
+
+def test_a_scalar_head_on_either(model, problems, tmp_path):
+    pairs = [Preference(problem, f"It is {i}.", f"It is not {i}.") for i, problem in enumerate(load_problems(problems))]
+    quick = {"batch_size": 3, "workers": 0, "bf16": False, "progress": False, "learning_rate": 1e-3, "attention": "eager"}
+    summary = train_bradley_terry(model, pairs, tmp_path, max_steps=4, logging_steps=1, **quick)
+    assert summary["metrics"]["loss"] < 0.69, "the last of four steps on the same three pairs"
+    scorer = load_scorer(tmp_path, engine_options={"device": "cpu"})
+    samples = [Sample(pair.problem, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    together = [score.value for score in scorer(samples)]
+    assert together == pytest.approx([scorer([sample])[0].value for sample in samples], abs=1e-3)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"][0].endswith("ForSequenceClassification")

@@ -324,11 +324,13 @@ def test_the_example_of_the_readme_runs(monkeypatch, capsys):
     assert "\n7 Cost(" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", sorted((Path(vlrm.__file__).parent / "configs").glob("*.yaml")), ids=lambda path: path.name)
+# accelerate_*.yaml are accelerate's own
+@pytest.mark.parametrize("path", sorted((Path(vlrm.__file__).parent / "configs").glob("[!a]*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_understood(path):
-    parse(cli.settings_for(path.name.split("_")[0], [str(path)]), [str(path)])
+    verb = next(verb for verb in sorted(cli.VERBS, key=len, reverse=True) if path.name.startswith(f"{verb.replace(' ', '_')}_"))
+    parse(cli.settings_for(verb, [str(path)]), [str(path)])
     for line in re.findall(r"#\s+vlrm (.*)", path.read_text()):
-        verb, *rest = shlex.split(line)
+        verb, rest = cli.split_verb(shlex.split(line))
         rest = [str(path) if part.startswith("configs/") else part for part in rest]
         parse(cli.settings_for(verb, rest), rest)
 

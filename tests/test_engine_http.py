@@ -308,3 +308,20 @@ def test_places_of_a_chat_at_a_real_server(vllm_server, tiny_engine, pictures):
         assert [turn.tokens for turn in ours] == [turn.tokens for turn in theirs]
         for one, other in zip(ours, theirs, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=0.02)
+
+
+def test_a_servers_class_values_are_a_scalar_scorers(fake):
+    """vLLM's /classify: the whole chat, no generation prompt, the head's number as it is."""
+    from vlrm import Problem, Sample, load_scorer
+
+    scorer = load_scorer(fake.url, method="scalar", offset=1.0, scale=2.0, engine_options={"backoff": 0.001, "concurrency": 1})
+    fake.replies = [(200, {"data": [{"probs": [v]}], "usage": {"prompt_tokens": 7}}, {}, 0) for v in (0.5, -1.5)]
+    problem = Problem("a", "Color?")
+    scores = scorer([Sample(problem, "red"), Sample(problem, "blue"), Sample(problem, " ")])
+    assert [score.value for score in scores] == [2.0, -2.0, None] and scorer.usage.prompt_tokens == 14 and scorer.usage.calls == 2
+    path, body, _ = fake.seen[0]
+    assert path == "/classify" and body["add_generation_prompt"] is False and body["use_activation"] is False and body["model"] == "echo"
+    assert body["messages"] == [{"role": "user", "content": "Color?"}, {"role": "assistant", "content": "red"}]
+    fake.replies = [(200, {"data": []}, {}, 0)]
+    with pytest.raises(EngineError, match="runner pooling"):
+        scorer([Sample(problem, "red")])

@@ -14,14 +14,14 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from vlrm.policy.tiny import build_tiny
-from vlrm.prm import cpu
 from vlrm.prm.collate import Collator, Joined, TargetStyle, batch_order, open_records, picture_size, survey
 from vlrm.prm.critique import StepCritique
 from vlrm.prm.gm_prm import GMPRM
 from vlrm.prm.records import StepRecord
-from vlrm.prm.sft import CritiqueTrainer, freeze_vision_tower, language_layers, last_complete_checkpoint
 from vlrm.prm.train import train_gm_prm
+from vlrm.rm import cpu
 from vlrm.rm.load import load_scorer
+from vlrm.rm.sft import CritiqueTrainer, freeze_vision_tower, language_layers, last_complete_checkpoint
 from vlrm.types import InputError, Problem, Sample
 
 torch.set_num_threads(1)
@@ -311,7 +311,7 @@ class Killed(Exception):
 
 
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(tiny, tmp_path, monkeypatch):
-    from vlrm.prm import sft
+    from vlrm.rm import sft
 
     settings = {**QUICK, "epochs": 2, "save_steps": 2, "logging_steps": 1, "keep_checkpoints": True}  # 8 steps
     whole = train_gm_prm(tiny, RECORDS, tmp_path / "whole", **settings)

@@ -13,12 +13,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from vlrm import cli
 from vlrm.policy.tiny import build_tiny
 from vlrm.prm.records import StepRecord, write_records
-from vlrm.prm.sft import VerdictTrainer
 from vlrm.prm.step_head import StepHeadPRM, load_step_head
 from vlrm.prm.train_vl_prm import Recipe, VerdictCollator, Verdicts, full_length, train_vl_prm
 from vlrm.prm.verdicts import TargetRule, VerdictStyle
 from vlrm.prm.vl_prm import VLPRM
 from vlrm.rm.load import load_scorer
+from vlrm.rm.sft import VerdictTrainer
 from vlrm.types import InputError, Problem, Sample
 
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The trainer behind `train_gm_prm`: TRL's SFTTrainer with token weights, and what surrounds it (LoRA, freezing, checkpoints, metrics)."""
+"""TRL's SFTTrainer with token weights, and what surrounds every trainer (LoRA, freezing, checkpoints, metrics)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CritiqueTrainer(SFTTrainer):
         return loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The finished model gets its card from `train_gm_prm`; TRL would write one at every checkpoint."""
+        """The finished model gets its card from `output.py`; TRL would write one at every checkpoint."""
 
 
 class VerdictTrainer(CritiqueTrainer):
@@ -166,6 +166,8 @@ def lora_config(model: nn.Module, lora: Mapping[str, Any] | bool) -> Any:
 
     settings = {"r": 16, "lora_alpha": 32, "task_type": "CAUSAL_LM", **(lora if isinstance(lora, Mapping) else {})}
     settings.setdefault("target_modules", language_layers(model))
+    if hasattr(model, "score"):  # a fresh head is trained whole
+        settings.setdefault("modules_to_save", ["score"])
     try:
         return LoraConfig(**settings)
     except (TypeError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""What every training run of a step verifier or critic shares: the recipe, the trainer, the folder, the way through an interruption.
+"""What every training run shares: the recipe, the trainer, the folder, the way through an interruption.
 
-TRL's SFTTrainer does the work; `train.py` (GM-PRM) and `train_vl_prm.py` say what is learnt.
+TRL's trainers do the work; what is learnt say `prm/train.py` (GM-PRM), `prm/train_vl_prm.py` and the training functions beside this file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..types import InputError
-from .collate import Collator, Survey, batch_order
+from .collate import Survey, TargetCollator, batch_order
 from .output import finished, prepare_folder, save_scorer
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports usage otherwise
+_METRICS = ("loss", "accura", "error")  # what of the log goes into the summary
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,12 @@ def fit(
     found: Survey,
     n_train: int,
     *,
-    make_collator: Callable[[Any], Collator],
+    make_collator: Callable[[Any], TargetCollator],
     make_trainer: Callable[..., Any],
-    scorer_settings: Callable[[Collator], Mapping[str, Any]],
+    scorer_settings: Callable[[TargetCollator], Mapping[str, Any]],
     load_network: Callable[..., Any] | None = None,
+    make_arguments: Callable[..., Any] | None = None,
+    identity: Mapping[str, Any] | None = None,
     resume: bool = True,
     keep_checkpoints: bool = False,
     progress: bool = True,
@@ -92,9 +95,10 @@ def fit(
     """Trains on the surveyed items, the first `n_train` of them, and writes the scorer; returns the summary that `vlrm.json` keeps.
 
     `make_collator` gets the processor, `scorer_settings` the collator. `make_trainer` is a class of `sft.py`, handed what SFTTrainer
-    takes; `load_network` stands for `AutoModelForImageTextToText.from_pretrained`.
+    takes; `load_network` stands for `AutoModelForImageTextToText.from_pretrained`, `make_arguments` for SFTConfig. `identity`: what
+    else must stay equal for an interrupted run to go on.
     """
-    run = {"model": model, "data": found.digest, **recipe.identity()}
+    run = {"model": model, "data": found.digest, **recipe.identity(), **(identity or {})}
     if resume and (summary := finished(output_dir, run)):
         return summary
     prepare_folder(output_dir, run, resume)
@@ -107,7 +111,9 @@ def fit(
     collator = make_collator(processor)
     train_rows, lengths, eval_rows = _fitting(collator, found, n_train, recipe.max_length)
     load_network = load_network or AutoModelForImageTextToText.from_pretrained
-    trainer = _trainer(recipe, base, processor, collator, train_rows, lengths, eval_rows, output_dir, progress, make_trainer, load_network)
+    made = (make_trainer, load_network, make_arguments or _sft_arguments)
+    trainer = _trainer(recipe, base, processor, collator, train_rows, lengths, eval_rows, output_dir, progress, *made)
+    trainer.accelerator.wait_for_everyone()  # the first process makes the folder ready
     checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
     started, before = time.perf_counter(), int(checkpoint.name.split("-")[-1]) if checkpoint else 0
     try:
@@ -116,7 +122,7 @@ def fit(
         raise InputError(str(error).strip().splitlines()[-1].rpartition("InputError: ")[2]) from None
     seconds, steps = time.perf_counter() - started, trainer.state.global_step
     speed = (steps - before) * _per_step(recipe) / seconds
-    last = {name: value for log in trainer.state.log_history for name, value in log.items() if "loss" in name or "accuracy" in name}
+    last = {name: value for log in trainer.state.log_history for name, value in log.items() if any(word in name for word in _METRICS)}
     summary = {
         "run": run,
         "counts": dict(found.counts),
@@ -144,7 +150,7 @@ def _per_step(recipe: Training) -> int:
     return recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _fitting(collator: Collator, found: Survey, n_train: int, max_length: int | None) -> tuple[list[int], list[int], list[int]]:
+def _fitting(collator: TargetCollator, found: Survey, n_train: int, max_length: int | None) -> tuple[list[int], list[int], list[int]]:
     """Rows to train on with their rough lengths, and rows to evaluate on, without those of more than `max_length` tokens."""
     pairs = list(zip(found.indices, found.lengths, strict=True))
     if max_length is not None:
@@ -162,7 +168,7 @@ def _trainer(
     recipe: Training,
     base: str,
     processor: Any,
-    collator: Collator,
+    collator: TargetCollator,
     train_rows: Sequence[int],
     lengths: Sequence[int],
     eval_rows: Sequence[int],
@@ -170,11 +176,11 @@ def _trainer(
     progress: bool,
     make_trainer: Callable[..., Any],
     load_network: Callable[..., Any],
+    make_arguments: Callable[..., Any],
 ) -> Any:
     import torch
     from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl import SFTConfig
+    from transformers import PrinterCallback, set_seed
 
     from . import cpu
     from .sft import MetricsFile, freeze_vision_tower, lora_config
@@ -185,6 +191,7 @@ def _trainer(
     bf16 = cpu.use_bf16() if recipe.bf16 is None else recipe.bf16
     dtype = recipe.dtype or ("bfloat16" if recipe.lora and bf16 else "float32")
     attention = recipe.attention or (cpu.register_attention() if on_cpu and bf16 else None)
+    set_seed(recipe.seed)  # a fresh head is drawn here
     network = load_network(base, dtype=dtype, attn_implementation=attention)
     if attention == cpu.ATTENTION:
         cpu.quicken_decoder(network)
@@ -193,10 +200,8 @@ def _trainer(
     rounds = recipe.epochs if recipe.max_steps is None else -(-recipe.max_steps * _per_step(recipe) // len(train_rows))
     trainer = make_trainer(
         model=network,
-        args=SFTConfig(
+        args=make_arguments(
             output_dir=str(output_dir / "checkpoints"),
-            max_length=None,  # cutting a sequence would cut image tokens
-            dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False,
             num_train_epochs=1,  # the order of the samples holds all epochs
             max_steps=recipe.max_steps or -1,
@@ -231,5 +236,12 @@ def _trainer(
     )
     if not progress:
         trainer.remove_callback(PrinterCallback)
-    trainer.order = batch_order(lengths, recipe.batch_size * recipe.gradient_accumulation, rounds, recipe.seed)
+    trainer.order = batch_order(lengths, _per_step(recipe), rounds, recipe.seed)
     return trainer
+
+
+def _sft_arguments(**options: Any) -> Any:
+    from trl import SFTConfig
+
+    # Cutting a sequence would cut image tokens.
+    return SFTConfig(max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, **options)

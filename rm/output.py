@@ -17,7 +17,13 @@ from typing import Any
 from .. import __version__
 from ..types import InputError
 
-SCORERS = {"gm_prm": "vlrm.prm.gm_prm:GMPRM", "vl_prm": "vlrm.prm.vl_prm:VLPRM", "step_head": "vlrm.prm.step_head:StepHeadPRM"}
+SCORERS = {
+    "gm_prm": "vlrm.prm.gm_prm:GMPRM",
+    "vl_prm": "vlrm.prm.vl_prm:VLPRM",
+    "step_head": "vlrm.prm.step_head:StepHeadPRM",
+    "scalar": "vlrm.rm.scalar:ScalarRM",
+    "judge": "vlrm.rm.judge:Judge",
+}
 CARD = "vlrm.json"
 RUN = "run.json"
 
@@ -75,11 +81,13 @@ def save_scorer(
     from transformers import AutoConfig
 
     aside = output_dir / ".saving"
-    shutil.rmtree(aside, ignore_errors=True)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(aside, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     dtype = AutoConfig.from_pretrained(base).dtype
     if dtype is not None and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
         trainer.model.to(dtype)  # as the base model was stored
-    if method == "step_head" and hasattr(trainer.model, "merge_and_unload"):
+    if hasattr(trainer.model, "merge_and_unload") and hasattr(trainer.model.get_base_model(), "score"):
         trainer.model = trainer.model.merge_and_unload()  # servers take no adapters for a head
     trainer.save_model(str(aside))  # every process of a distributed run takes part
     if not trainer.is_world_process_zero():
@@ -118,11 +126,20 @@ _WHAT = {
         "A vision-language process reward model with a scalar head",
         "to give every step of a solution a number, by a head on the token that\nends it (the form of VL-PRM, arXiv 2509.23250)",
     ),
+    "scalar": (
+        "A vision-language reward model with a scalar head",
+        "to give a whole answer a number, by a head on the chat's last token\n(a classifier for `vllm serve FOLDER --runner pooling`)",
+    ),
+    "judge": (
+        "A vision-language judge",
+        "to say which of two answers is better, by direct preference optimization\n(DPO, arXiv 2305.18290)",
+    ),
 }
 
 
 def _model_card(base: str, settings: Mapping[str, Any], summary: Mapping[str, Any], method: str) -> str:
     title, what = _WHAT[method]
+    kind = "reward-model" if method in ("scalar", "judge") else "process-reward-model"
 
     def table(values: Mapping[str, Any]) -> str:
         rows = [f"| {name} | {json.dumps(value, ensure_ascii=False)} |" for name, value in values.items()]
@@ -132,7 +149,7 @@ def _model_card(base: str, settings: Mapping[str, Any], summary: Mapping[str, An
     return f"""---
 library_name: vlrm
 base_model: {base}
-tags: [process-reward-model, {method.replace("_", "-")}]
+tags: [{kind}, {method.replace("_", "-")}]
 ---
 # {title}
 
@@ -140,7 +157,7 @@ Fine-tuned from `{base}` by `vlrm train` {what}. Use it with
 
 ```python
 import vlrm
-prm = vlrm.load_scorer("THIS FOLDER")
+scorer = vlrm.load_scorer("THIS FOLDER")
 ```
 
 ## Data
