@@ -17,7 +17,12 @@ from typing import Any
 from .. import __version__
 from ..types import InputError
 
-SCORERS = {"gm_prm": "vlrm.prm.gm_prm:GMPRM", "vl_prm": "vlrm.prm.vl_prm:VLPRM", "step_head": "vlrm.prm.step_head:StepHeadPRM"}
+SCORERS = {
+    "gm_prm": "vlrm.prm.gm_prm:GMPRM",
+    "vl_prm": "vlrm.prm.vl_prm:VLPRM",
+    "step_head": "vlrm.prm.step_head:StepHeadPRM",
+    "paco": "vlrm.rm.paco:PaCo",
+}
 CARD = "vlrm.json"
 RUN = "run.json"
 
@@ -118,6 +123,10 @@ _WHAT = {
         "A vision-language process reward model with a scalar head",
         "to give every step of a solution a number, by a head on the token that\nends it (the form of VL-PRM, arXiv 2509.23250)",
     ),
+    "paco": (
+        "A pairwise consistency reward model",
+        "to say whether two pictures are consistent, verdict first\n(PaCo-Reward, arXiv 2512.04784)",
+    ),
 }
 
 
@@ -132,7 +141,7 @@ def _model_card(base: str, settings: Mapping[str, Any], summary: Mapping[str, An
     return f"""---
 library_name: vlrm
 base_model: {base}
-tags: [process-reward-model, {method.replace("_", "-")}]
+tags: [{"reward-model" if method == "paco" else "process-reward-model"}, {method.replace("_", "-")}]
 ---
 # {title}
 

@@ -14,7 +14,7 @@ from typing import Any
 from ..types import InputError, Scorer
 
 # By name, because an import never climbs to a higher floor.
-METHODS = {"gm_prm": "vlrm.prm.gm_prm:GMPRM", "vl_prm": "vlrm.prm.vl_prm:VLPRM"}
+METHODS = {"gm_prm": "vlrm.prm.gm_prm:GMPRM", "vl_prm": "vlrm.prm.vl_prm:VLPRM", "paco": "vlrm.rm.paco:PaCo"}
 CARD = "vlrm.json"
 CARD_KEYS = ("scorer", "base", "settings", "training", "version")
 
@@ -29,7 +29,7 @@ def load_scorer(
     """A scorer from a trained folder, or over an OpenAI-compatible server (`"http://host:port/v1"`).
 
     The folder's `vlrm.json` names the scorer class and its settings; `settings` override them (for a URL they are all there is,
-    and `method` says which scorer, gm_prm or vl_prm: a trained folder's settings are `read_card(FOLDER)["settings"]`). `engine` is
+    and `method` says which scorer, gm_prm, vl_prm or paco: a trained folder's settings are `read_card(FOLDER)["settings"]`). `engine` is
     "transformers", "vllm", the URL of a server that serves the folder's model, or an engine that already holds it;
     `engine_options` go to `load_engine`. Raises InputError for a missing folder, a folder that training has not finished, and
     unknown settings.
