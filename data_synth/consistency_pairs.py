@@ -15,11 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..rm.paco_prompt import PAIR
 from ..rm.pairs import PairRecord
 from ..rm.ranks import RankItem
 from ..types import InputError
 from .consistency_world import CRITERIA, DIMENSIONS, LAYOUT, Story, SubFigure, agreement, consistency, draw_grid, make_story, reasons
 from .pairing import Grid, by_score, cut_grid, pair_subfigures, pairs_from_ranks
+
+# wording: the question of a whole pair, and for each dimension (question, task). One word is enough for a model that knows nothing else.
+WORDINGS = {
+    "paper": (PAIR, {dimension: (text, "criterion") for dimension, text in CRITERIA.items()}),
+    "short": ("consistent?", {dimension: (f"{dimension}?", "ask") for dimension in DIMENSIONS}),
+}
 
 
 def story_grids(story: Story, folder: Path) -> tuple[list[Grid], dict[str, SubFigure]]:
@@ -39,7 +46,7 @@ def story_grids(story: Story, folder: Path) -> tuple[list[Grid], dict[str, SubFi
     return grids, shown
 
 
-def story_ranks(story: Story, folder: Path) -> tuple[list[RankItem], dict[str, SubFigure]]:
+def story_ranks(story: Story, folder: Path, wording: str = "short") -> tuple[list[RankItem], dict[str, SubFigure]]:
     """All ranking instances of a story with their true order, and in `meta["agreement"]` where each candidate agrees with the reference."""
     grids, shown = story_grids(story, folder)
     items = []
@@ -47,12 +54,21 @@ def story_ranks(story: Story, folder: Path) -> tuple[list[RankItem], dict[str, S
         mine, others = shown[item.reference], [shown[path] for path in item.candidates]
         ranked = by_score(item, [consistency(mine, other) for other in others])
         assert ranked is not None, "the four ways in which a grid's sub-figures stray are distinct"
-        items.append(replace(ranked, meta={**item.meta, "agreement": [agreement(mine, other) for other in others]}))
+        items.append(
+            replace(ranked, question=WORDINGS[wording][0], meta={**item.meta, "agreement": [agreement(mine, other) for other in others]})
+        )
     return items, shown
 
 
 def story_pairs(
-    items: Sequence[RankItem], shown: dict[str, SubFigure], rule: str, instances: int, criteria: int, rng: random.Random
+    items: Sequence[RankItem],
+    shown: dict[str, SubFigure],
+    rng: random.Random,
+    *,
+    rule: str = "halves",
+    instances: int = 4,
+    criteria: int = 18,
+    wording: str = "short",
 ) -> Iterator[PairRecord]:
     """Pairs of some of a story's instances: those of the rule with reasons, and pairs that ask for one dimension, balanced in each."""
     chosen = rng.sample(list(items), min(instances, len(items)))
@@ -65,7 +81,8 @@ def story_pairs(
         pictures = [item.reference, item.candidates[k]]
         said = reasons(*(shown[path] for path in pictures), [dimension])
         name = f"{item.id}.{k}-{dimension}-{number}"
-        yield PairRecord(name, pictures, wanted, CRITERIA[dimension], "criterion", said, item.group, {"dimension": dimension})
+        question, task = WORDINGS[wording][1][dimension]
+        yield PairRecord(name, pictures, wanted, question, task, said, item.group, {"dimension": dimension})
 
 
 def make_consistency(
@@ -76,9 +93,10 @@ def make_consistency(
     *,
     grids: int = 4,
     rule: str = "halves",
-    instances: int = 8,
-    criteria: int = 12,
+    instances: int = 4,
+    criteria: int = 18,
     ranks: int = 48,
+    wording: str = "short",
     progress: Any = lambda done: None,
 ) -> dict[str, Any]:
     """Writes `n` stories to the folder `output`: `pairs.jsonl` (for each story the rule's pairs of `instances` instances, and `criteria`
@@ -92,12 +110,14 @@ def make_consistency(
     for name, value, least in (("n", n, 1), ("instances", instances, 0), ("criteria", criteria, 0), ("ranks", ranks, 0)):
         if value < least:
             raise InputError(f"{name} must be at least {least}, got {value}")
+    if wording not in WORDINGS:
+        raise InputError(f"wording must be one of {', '.join(WORDINGS)}, got {wording!r}")
     folder, pairs, ranked = Path(output), [], []
     for number in range(n):
         story = make_story(number, split, seed, grids)
-        items, shown = story_ranks(story, folder)
+        items, shown = story_ranks(story, folder, wording)
         rng = random.Random(f"pairs {story.id}")
-        pairs += story_pairs(items, shown, rule, instances, criteria, rng)
+        pairs += story_pairs(items, shown, rng, rule=rule, instances=instances, criteria=criteria, wording=wording)
         ranked += rng.sample(items, min(ranks, len(items)))
         progress(number + 1)
     counts = Counter({"stories": n, "pairs": len(pairs), "consistent": sum(pair.label for pair in pairs), "rankings": len(ranked)})

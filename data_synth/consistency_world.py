@@ -21,7 +21,11 @@ from ..types import InputError
 from .worlds.base import SIZE, SPLITS, tint
 
 DIMENSIONS = ("identity", "style", "logic")
-WEIGHTS = {"identity": 4, "style": 2, "logic": 1}  # what a dimension counts for in the consistency of a pair: ours, distinct for every subset
+WEIGHTS = {
+    "identity": 4,
+    "style": 2,
+    "logic": 1,
+}  # what a dimension counts for in the consistency of a pair: ours, distinct for every subset
 FORMS, COLOURS = ("circle", "square", "triangle", "cross"), ("red", "green", "blue", "yellow")
 STYLES = ("plain", "lines", "frame", "tint")
 VALUES = {
@@ -81,7 +85,9 @@ def make_story(number: int, split: str, seed: int, grids: int = 4) -> Story:
     if rng.random() < 0.7:  # a stray character mostly changes its colour or its form, not both
         colour, form = canon["identity"].split()
         keep = rng.random() < 0.5
-        other["identity"] = rng.choice([f"{colour} {f}" for f in FORMS if f != form] if keep else [f"{c} {form}" for c in COLOURS if c != colour])
+        other["identity"] = rng.choice(
+            [f"{colour} {f}" for f in FORMS if f != form] if keep else [f"{c} {form}" for c in COLOURS if c != colour]
+        )
     painted = []
     for _ in range(grids):
         ways = rng.sample(WAYS, LAYOUT[0] * LAYOUT[1])

@@ -62,7 +62,9 @@ def read_grids(source: str | os.PathLike[str], output: str | os.PathLike[str], l
     """
     rows = list(_folder_rows(Path(source)) if Path(source).is_dir() else _file_rows(Path(source)))
     if not rows:
-        raise InputError(f"{source}: holds no grid pictures; give a folder with a folder of grids for each prompt, or files PROMPT_SEED.png")
+        raise InputError(
+            f"{source}: holds no grid pictures; give a folder with a folder of grids for each prompt, or files PROMPT_SEED.png"
+        )
     if repeated := [name for name, count in Counter(str(row["id"]) for row in rows).items() if count > 1]:
         raise InputError(f"{source}: {repeated[0]!r} is the id of several grids; give every grid its own id")
     grids = []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..rm.rows import write_jsonl
+from ..rm.scoring import score_or_reason
 from ..types import InputError, Problem, Sample, Score, Scorer
 from .records import StepRecord
 from .steps import MARKER, render_steps
@@ -29,21 +30,6 @@ def as_sample(record: StepRecord, scorer: Scorer | None = None) -> Sample:
     render = getattr(scorer, "render_solution", None)
     solution = render(steps, record.kinds or (None,) * len(steps)) if render else render_steps(steps)
     return Sample(Problem(record.id, record.question, record.images), solution)
-
-
-def score_or_reason(scorer: Scorer, samples: Sequence[Sample]) -> list[Score]:
-    """One score for each sample. Samples that the scorer refuses with InputError (too long for the model, a damaged picture) get a score
-    without a value that says why: a refused batch is halved until they stand alone. Other errors end the run."""
-    try:
-        scores = list(scorer(samples))
-    except InputError as error:
-        if len(samples) == 1:
-            return [Score(None, error=" ".join(str(error).split()))]
-        half = len(samples) // 2
-        return score_or_reason(scorer, samples[:half]) + score_or_reason(scorer, samples[half:])
-    if len(scores) != len(samples):
-        raise InputError(f"the scorer gave {len(scores)} scores for {len(samples)} samples; it must give one for each, in order")
-    return scores
 
 
 def score_file(

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from ..rm.pairs import PairRecord, read_pairs
 from ..rm.paco_loss import verdict_weights
 from ..rm.paco_prompt import PairStyle
+from ..rm.pairs import PairRecord, read_pairs
 from ..serving.engine import Request
 from ..serving.images import image_key
 from ..serving.load import model_path
@@ -161,9 +161,7 @@ def survey_pairs(items: Sequence[PairRecord], form: Answers) -> Survey:
 class PairCollator(Collator):
     """Batches of pairs. `loss_weights` (B, T) are those of `verdict_weights` at the answer's tokens, the turn's ending among them."""
 
-    def __init__(
-        self, processor: Any, items: Sequence[PairRecord], form: Answers, alpha: float | None = 0.1, code_compat: bool = False
-    ):
+    def __init__(self, processor: Any, items: Sequence[PairRecord], form: Answers, alpha: float | None = 0.1, code_compat: bool = False):
         super().__init__(processor, items, form, verdict_weight=1.0)
         self.alpha, self.code_compat = alpha, code_compat
 

@@ -15,8 +15,8 @@ from ..types import InputError
 
 
 def parse_layout(layout: str) -> tuple[int, int]:
-    """(rows, columns) of "2x2", also "2 X 2" or "2×2"."""
-    found = re.fullmatch(r"\s*(\d+)\s*[xX×*]\s*(\d+)\s*", layout) if isinstance(layout, str) else None
+    """(rows, columns) of "2x2", also "2 X 2" or "2*2"."""
+    found = re.fullmatch(r"\s*(\d+)\s*[xX*]\s*(\d+)\s*", layout) if isinstance(layout, str) else None
     if not found or not int(found[1]) or not int(found[2]):
         raise InputError(f'a layout is written "ROWSxCOLUMNS", such as "2x2", got {layout!r}')
     return int(found[1]), int(found[2])

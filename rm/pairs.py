@@ -86,7 +86,9 @@ def pair_from_row(row: Mapping[str, Any], name: str, root: Path) -> PairRecord:
     row = _from_chat(row) if "label" not in row and ("messages" in row or "conversations" in row) else row
     for column in ("images", "label"):
         if row.get(column) is None:
-            raise InputError(f"column {column} is missing; a pair has the columns images, label, and if need be question, task, reasons, group")
+            raise InputError(
+                f"column {column} is missing; a pair has the columns images, label, and if need be question, task, reasons, group"
+            )
     images = row["images"] if isinstance(row["images"], (list, tuple)) else [row["images"]]
     return PairRecord(
         str(row.get("id") or name),
