@@ -13,10 +13,10 @@ from .common import fitting, folder_stamp, key, progress, say
 class EvalRanks:
     """Measures how well a scorer ranks pictures by their consistency with a reference picture.
 
-    Data: ConsistencyRank's consistency_full_rank.jsonl, or rows of reference, candidates and order as vlrm synth pairs writes them. Prints and
-    writes accuracy, Kendall, Spearman (in the published convention and the standard one), T1B1 and footrule, each with its interval, beside
-    chance and the similarity of the pixels; the output folder gets results.json and scores.jsonl. Run again after an interruption, it goes on
-    where it stopped. `--scorer none` measures the baselines alone."""
+    Data: ConsistencyRank's consistency_full_rank.jsonl, or rows of reference, candidates and order as vlrm synth pairs writes them.
+    Prints and writes accuracy, Kendall, Spearman (in the published convention and the standard one), T1B1 and footrule, each with its
+    interval, beside chance and the similarity of the pixels; the output folder gets results.json and scores.jsonl. Run again after an
+    interruption, it goes on where it stopped. `--scorer none` measures the baselines alone."""
 
     data: str = key("file of rankings: .jsonl, .json or .parquet")
     scorer: str = key("folder that vlrm train wrote, a URL, an untrained model as transformers:PATH, or none")
@@ -93,7 +93,8 @@ def print_rank_figures(results: dict[str, Any]) -> None:
     say(said)
     if results.get("order_gap") is not None:
         say(
-            f"the two orders of a pair differ by {results['order_gap']:.3f} on average; {results['tied_instances']} instances with equal scores"
+            f"the two orders of a pair differ by {results['order_gap']:.3f} on average; "
+            f"{results['tied_instances']} instances have equal scores"
         )
     if not results["metrics"]:
         return

@@ -12,10 +12,10 @@ from .common import key, progress, say
 class SynthPairs:
     """Makes ranking instances and Yes/No pairs of pictures, from the consistency world or from grids of your own.
 
-    Without `--grids` it paints the consistency world: the output folder gets pairs.jsonl, which `vlrm train --method paco` reads, ranks.jsonl,
-    which `vlrm eval ranks` reads, and the pictures. With `--grids` it cuts your grid pictures into sub-figures and pairs each with those of the
-    other grids of its prompt (ranks.jsonl, the order left open). With `--ranks` it makes pairs.jsonl of a file of rankings whose orders are
-    known."""
+    Without `--grids` it paints the consistency world: the output folder gets pairs.jsonl, which `vlrm train --method paco` reads,
+    ranks.jsonl, which `vlrm eval ranks` reads, and the pictures. With `--grids` it cuts your grid pictures into sub-figures and pairs
+    each with those of the other grids of its prompt (ranks.jsonl, the order left open). With `--ranks` it makes pairs.jsonl of a file of
+    rankings whose orders are known."""
 
     output: str = key("folder for pairs.jsonl, ranks.jsonl and pictures")
     grids: str | None = key(

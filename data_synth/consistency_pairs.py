@@ -79,7 +79,7 @@ def story_pairs(
         dimension, wanted = DIMENSIONS[number % len(DIMENSIONS)], number // len(DIMENSIONS) % 2 == 0
         item, k = rng.choice([(i, k) for i, k in every if i.meta["agreement"][k][dimension] == wanted])
         pictures = [item.reference, item.candidates[k]]
-        said = reasons(*(shown[path] for path in pictures), [dimension])
+        said = reasons(*(shown[path] for path in pictures))
         name = f"{item.id}.{k}-{dimension}-{number}"
         question, task = WORDINGS[wording][1][dimension]
         yield PairRecord(name, pictures, wanted, question, task, said, item.group, {"dimension": dimension})

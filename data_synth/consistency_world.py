@@ -84,10 +84,8 @@ def make_story(number: int, split: str, seed: int, grids: int = 4) -> Story:
         canon[dimension], other[dimension] = rng.sample(VALUES[dimension], 2)
     if rng.random() < 0.7:  # a stray character mostly changes its colour or its form, not both
         colour, form = canon["identity"].split()
-        keep = rng.random() < 0.5
-        other["identity"] = rng.choice(
-            [f"{colour} {f}" for f in FORMS if f != form] if keep else [f"{c} {form}" for c in COLOURS if c != colour]
-        )
+        near = [f"{c} {form}" for c in COLOURS if c != colour] if rng.random() < 0.5 else [f"{colour} {f}" for f in FORMS if f != form]
+        other["identity"] = rng.choice(near)
     painted = []
     for _ in range(grids):
         ways = rng.sample(WAYS, LAYOUT[0] * LAYOUT[1])
@@ -116,9 +114,10 @@ def consistency(first: SubFigure, second: SubFigure) -> float:
     return sum(WEIGHTS[d] for d, same in agreement(first, second).items() if same) / sum(WEIGHTS.values())
 
 
-def reasons(first: SubFigure, second: SubFigure, dimensions: Sequence[str] = DIMENSIONS) -> str:
-    """What there is to say of a pair: in each dimension both values, and whether they agree."""
-    said = (f"{d}: {first.values[d]} | {second.values[d]} {'ok' if first.values[d] == second.values[d] else 'no'};" for d in dimensions)
+def reasons(first: SubFigure, second: SubFigure) -> str:
+    """What there is to say of a pair: in each dimension whether they agree, then both values. The judgement comes first here too, so that
+    a small model learns to compare pictures and not the words that it has just written."""
+    said = (f"{d} {'ok' if same else 'no'}: {first.values[d]} | {second.values[d]}" for d, same in agreement(first, second).items())
     return "\n".join(said)
 
 

@@ -1,4 +1,4 @@
-"""Answers that need not be asked for again, keyed on everything that enters a request: the model, the chat, the pictures' content, the words.
+"""Answers that need not be asked for again, keyed on all that enters a request: the model, the chat, the pictures' content, the words.
 
 (The released cache leaves the instructions out of its key, so that another prompt can get an old answer.)
 """

@@ -41,7 +41,8 @@ def ask_edit_consistency(instruction: str) -> str:
 
 def ask_edit_following(instruction: str) -> str:
     """PF: what the edit was to do."""
-    return f"The second picture is an edit of the first. The instruction was: {instruction}\nDoes the edited picture do accurately what was asked for?"
+    edit = f"The second picture is an edit of the first. The instruction was: {instruction}"
+    return f"{edit}\nDoes the edited picture do accurately what was asked for?"
 
 
 # meta["task"] of a problem: how its question is put.

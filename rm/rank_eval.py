@@ -26,8 +26,8 @@ from .stats import cluster_bootstrap
 
 
 def instance_figures(item: RankItem, scores: Sequence[float], ties: str = "random", seed: int = 0) -> dict[str, float]:
-    """The metrics of one instance. `ties`: "random" orders equal scores by lot (inferred: a constant scorer is then at chance), "file" leaves
-    them as the file has them, as the released code does."""
+    """The metrics of one instance. `ties`: "random" orders equal scores by lot (inferred: a constant scorer is then at chance), "file"
+    leaves them as the file has them, as the released code does."""
     return rank_figures(predicted_order(scores, f"{seed} {item.id}" if ties == "random" else None), item.order)
 
 
@@ -78,9 +78,9 @@ def evaluate_ranks(
     """Ranks every instance of `data` and returns what `output/results.json` holds; `scores.jsonl` beside it is what an interrupted run goes
     on from.
 
-    `scorer` makes the scorer (None: the baselines alone). `instruction`: see `RankItem.samples`; `ties`: see `instance_figures`. An instance
-    without a true order, or with a candidate that could not be scored, is left out of the scorer's figures and counted; the baselines
-    stand on the same instances.
+    `scorer` makes the scorer (None: the baselines alone). `instruction`: see `RankItem.samples`; `ties`: see `instance_figures`. An
+    instance without a true order, or with a candidate that could not be scored, is left out and counted; the baselines stand on the same
+    instances as the scorer.
     """
     output, started, counts = Path(output), time.perf_counter(), Counter[str]()
     if output.exists() and not output.is_dir():
@@ -140,7 +140,7 @@ def evaluate_ranks(
 
 
 def cost(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the scores took, how far the two orders of a pair lie apart on average (None where each was asked once), and why some are missing."""
+    """What the scores took, how far a pair's two orders lie apart on average (None where each was asked once), why some are missing."""
     spent = [row["usage"] for row in rows if "usage" in row]
     gaps = [row["details"]["order_gap"] for row in rows if "order_gap" in (row["details"] or {})]
     reasons = Counter(re.sub(r"(?<![\w/.])\d[\d,.]*(?![\w/])", "#", row["error"]) for row in rows if row["error"])

@@ -68,8 +68,8 @@ def footrule(predicted: Sequence[int], truth: Sequence[int]) -> float:
 
 
 def rank_figures(predicted: Sequence[int], truth: Sequence[int]) -> dict[str, float]:
-    """Every metric of one instance. `kendall_list` and `spearman_list` are of the index lists, as published; `kendall` and `spearman` of the
-    items' ranks, the standard definition."""
+    """Every metric of one instance. `kendall_list` and `spearman_list` are of the index lists, as published; `kendall` and `spearman` of
+    the items' ranks, the standard definition."""
     _check(predicted, truth)
     places, true_places = ranks_of(predicted), ranks_of(truth)
     return {

@@ -41,7 +41,7 @@ def score_samples(
 
     Also kept as JSON lines in `output`, where a later call with the same settings finds them; the scorer is made only if something is
     missing. `settings` must hold everything that changes the scores; a file with scores of other settings is refused with InputError. The
-    last rows of a finished call hold `usage`, what the scorer spent for its chunk.
+    last row of a chunk holds `usage`: what the scorer spent on it.
     """
     output, done = Path(output), {}
     if chunk < 1:
