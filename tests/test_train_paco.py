@@ -191,7 +191,8 @@ def test_training_writes_a_scorer_that_asks_as_it_was_trained(tiny_path, tmp_pat
     assert train_paco(tiny_path, RECORDS, out, eval_records=RECORDS[:2], ending="", marks=("A:", "B:"), max_steps=3, save_steps=2,
                       freeze_vision=False, **QUICK) == summary  # fmt: skip
     with pytest.raises(InputError, match="alpha"):
-        train_paco(tiny_path, RECORDS, out, eval_records=RECORDS[:2], alpha=0.3, ending="", marks=("A:", "B:"), max_steps=3, **QUICK)
+        train_paco(tiny_path, RECORDS, out, eval_records=RECORDS[:2], alpha=0.3, ending="", marks=("A:", "B:"), max_steps=3,
+                   freeze_vision=False, **QUICK)  # fmt: skip
     with pytest.raises(InputError, match="did you mean 'alpha'"):
         train_paco(tiny_path, RECORDS, out, alpah=0.3)
 
