@@ -119,8 +119,8 @@ class PairTrainer(CritiqueTrainer):
         return "first_token_accuracy", (weights_BT > 0) & ((weights_BT > 0).cumsum(dim=1) == 1)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
-        """What TRL divides the loss by."""
-        if not self.by_sequence:
+        """What TRL divides the loss by; None where the model has no say in it, and the mean of the batches' means is taken."""
+        if not self.by_sequence or not self.model_accepts_loss_kwargs:
             return super()._get_num_items_in_batch(batch_samples, device)
         import torch
 
@@ -130,7 +130,7 @@ class PairTrainer(CritiqueTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None, **more: Any
     ) -> Any:
-        if self.by_sequence and num_items_in_batch is None:  # evaluation: TRL divides by the batch's own labelled tokens
+        if self.by_sequence and num_items_in_batch is None:  # as in evaluation: TRL divides by the batch's own labelled tokens
             tokens = (inputs["labels"][:, 1:] != -100).sum()
             inputs["loss_weights"] = inputs["loss_weights"] * tokens / len(inputs["labels"])
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **more)

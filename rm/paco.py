@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..serving.engine import Engine, Request
@@ -47,6 +48,7 @@ class PaCo:
     - `words`, `marks`, `ending`, `system`: as trained (see `PairStyle`).
     - `spellings`: for each word other spellings whose probabilities are added to its own, such as
       `[["yes", "YES"], ["no", "NO"]]` (the released code does so for EditReward-Bench).
+    - `prefix`: what the model writes before its verdict, such as `<|begin_of_box|>`; the verdict is read after it.
     - `both_orders`: ask each pair in both orders and take the mean; not of edits, whose pictures have an order. Inferred: the released code
       asks once.
     - `cache_file`: a JSONL file that keeps all answers; `cache_size` answers are kept in memory.
@@ -65,6 +67,7 @@ class PaCo:
         ending: str = PairStyle.ending,
         system: str = PairStyle.system,
         spellings: Sequence[Sequence[str]] = ((), ()),
+        prefix: str = "",
         both_orders: bool = True,
         cache_file: str | None = None,
         cache_size: int = 100_000,
@@ -74,7 +77,7 @@ class PaCo:
         if len(spellings) != 2 or any(isinstance(group, str) for group in spellings):
             raise InputError(f"spellings must be two lists, one for each verdict word, got {spellings!r}")
         self.groups = [[word, *more] for word, more in zip(self.style.words, spellings, strict=True)]
-        self.engine, self.both_orders = engine, both_orders
+        self.engine, self.both_orders, self.prefix = engine, both_orders, prefix
         self.cache = ChoiceCache(cache_file, cache_size)
         self.usage = Usage()
         self.counts: Counter[str] = Counter()
@@ -99,7 +102,8 @@ class PaCo:
 
     def pair(self, question: str, first: Any, second: Any, ordered: bool = False) -> list[Request]:
         """The requests whose mean is the score of a pair."""
-        return [self.style.request(question, *pair) for pair in orders([first, second], self.both_orders and not ordered)]
+        pairs = orders([first, second], self.both_orders and not ordered)
+        return [replace(self.style.request(question, *pair), prefix=self.prefix) for pair in pairs]
 
     def _plan(self, sample: Sample) -> list[tuple[_Place, list[Request]]] | str:
         """What is to be asked of a sample, or why nothing can be."""

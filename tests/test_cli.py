@@ -328,7 +328,7 @@ def test_the_example_of_the_readme_runs(monkeypatch, capsys):
 def test_every_recipe_is_understood(path):
     parse(cli.settings_for(path.name.split("_")[0], [str(path)]), [str(path)])
     for line in re.findall(r"#\s+vlrm (.*)", path.read_text()):
-        verb, *rest = shlex.split(line)
+        verb, rest = cli.split_verb(shlex.split(line))
         rest = [str(path) if part.startswith("configs/") else part for part in rest]
         parse(cli.settings_for(verb, rest), rest)
 

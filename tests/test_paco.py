@@ -94,6 +94,8 @@ def test_the_chat_has_both_pictures_with_their_marks_and_the_question():
         "<img1>:", "image", "<img2>:", "image", f"{PAIR}\nAnswer Yes or No first, then give your reasons."
     ]  # fmt: skip
     assert engine.asked[0].images == [RED, BLUE] and engine.asked[0].max_tokens == 1
+    PaCo(engine, prefix="<box>")([sample([RED, GREEN])])
+    assert engine.asked[-1].prefix == "<box>" and engine.asked[0].prefix == ""
     bare = PairStyle(marks=("", ""), ending="").request("Same?", RED, BLUE)
     assert [part.get("text", "image") for part in bare.messages[0]["content"]] == ["image", "image", "Same?"]
 
