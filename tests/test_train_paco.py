@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig
 
-from vlrm import InputError, Sample, load_scorer
+from vlrm import InputError, Sample, cli, load_scorer
 from vlrm.commands.train import TrainPaCo, train_arguments
 from vlrm.config import parse
 from vlrm.prm.sft import PairTrainer
@@ -249,3 +250,18 @@ def test_faulty_rows_say_what_to_change(tmp_path, row, message):
 @pytest.mark.parametrize(("said", "label"), [("Yes", True), ("no", False), (1, True), (0.0, False), (True, True), ("true", True)])
 def test_labels_are_read_in_many_forms(tmp_path, said, label):
     assert pair_from_row({"images": ["a", "b"], "label": said}, "x", tmp_path).label is label
+
+
+def test_the_whole_way_by_the_command_line(tiny_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(shlex.split("synth pairs --n 1 --instances 1 --criteria 3 --rankings 2 --output pairs")) == 0
+    train = f"train --method paco --model {tiny_path} --data pairs/pairs.jsonl --output_dir paco --max_steps 1 --batch_size 2"
+    recipe = ["--workers", "0", "--progress", "false", "--ending", "", "--marks", "", "", "--no_reasons", "--bf16", "false"]
+    assert cli.main([*train.split(), *recipe]) == 0
+    assert load_scorer("paco").style == PairStyle(marks=("", ""), ending="")
+    assert cli.main(shlex.split("eval ranks --data pairs/ranks.jsonl --scorer paco --output eval --resamples 20")) == 0
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert results["instances"] == 2 and results["groups"] == 1 and set(results["metrics"]) == {"scorer", "pixels", "chance"}
+    assert "2 instances of 1 groups" in capsys.readouterr().out
+    assert cli.main([*train.split(), "--instructions", "x"]) == 2
+    assert "instructions belongs to --method gm_prm, not paco" in capsys.readouterr().err
