@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__
-from .commands import convert, doctor, eval_pairs, eval_steps, quickstart, search, synth, synth_labels, train
+from .commands import convert, doctor, eval_pairs, eval_ranks, eval_steps, quickstart, search, synth, synth_labels, synth_pairs, train
 from .config import help_text, nearest, parse
 from .types import EngineError, InputError
 
@@ -22,11 +22,13 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "synth labels": (synth_labels.SynthLabels, synth_labels.run_synth_labels),
     "synth preferences": (synth.SynthPreferences, synth.run_synth_preferences),
     "synth merge": (synth_labels.SynthMerge, synth_labels.run_synth_merge),
+    "synth pairs": (synth_pairs.SynthPairs, synth_pairs.run_synth_pairs),
     "train": (train.Train, train.run_train),
     "search": (search.Search, search.run_search),
     "convert": (convert.Convert, convert.run_convert),
     "eval pairs": (eval_pairs.EvalPairs, eval_pairs.run_eval_pairs),
     "eval steps": (eval_steps.EvalSteps, eval_steps.run_eval_steps),
+    "eval ranks": (eval_ranks.EvalRanks, eval_ranks.run_eval_ranks),
     "doctor": (doctor.Doctor, doctor.run_doctor),
 }
 # verb: what chooses its settings by the arguments

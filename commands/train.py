@@ -25,7 +25,7 @@ class Train:
     model: str = key("model to start from: a folder, a hub name, or the built-in tiny")
     data: str = key("data to train on, in a file (.jsonl, .json, .parquet); preferences and ratings also a folder or a hub id")
     output_dir: str = key("folder for the trained scorer")
-    method: str = key("what to train: gm_prm, vl_prm, bradley_terry, regression, dpo_judge", "gm_prm")
+    method: str = key("what to train: gm_prm, vl_prm, paco, bradley_terry, regression, dpo_judge", "gm_prm")
     eval_data: str | None = key("data that the loss is also measured on", None)
     image_root: str | None = key("folder that image paths are relative to; else the data file's", None)
     scorer_settings: JSON = key('settings stored with the scorer, such as {"aggregation": "min"}', None)
@@ -136,6 +136,23 @@ class TrainDPOJudge(Train):
     sft_weight: float = key("weight of the chosen text's own likelihood beside the preference", 0.0)
 
 
+@dataclass(kw_only=True)
+class TrainPaCo(Train):
+    """Trains a PaCo-Reward: whether two pictures are consistent, Yes or No before the reasons (arXiv 2512.04784).
+
+    Pairs: JSONL or parquet with the columns images (two), label, and if need be question, task, reasons, group; chats of LLaMA-Factory's
+    form are read as they are. The output folder is what vlrm eval ranks and vlrm.load_scorer take. Run again after an interruption, it goes
+    on from its last checkpoint."""
+
+    words: list[str] = key("the two verdict words, the positive one first", ["Yes", "No"])
+    marks: list[str] = key("what stands before each picture", ["<img1>:", "<img2>:"])
+    ending: str = key("text after every question", "Answer Yes or No first, then give your reasons.")
+    system: str = key("text of a system turn; empty for none", "")
+    alpha: float = key("share of the loss that the verdict has; 0 is the plain mean over tokens", 0.1)
+    code_compat: bool = key("weights and normalisation of the released code instead of the paper's", False)
+    reasons: bool = key("learn the reasons too; false is the fast variant, the verdict alone", True)
+
+
 # method: (its settings, the library function that trains it)
 METHODS: dict[str, tuple[type[Train], str]] = {
     "gm_prm": (TrainGMPRM, "vlrm.prm.train:train_gm_prm"),
@@ -143,6 +160,7 @@ METHODS: dict[str, tuple[type[Train], str]] = {
     "bradley_terry": (TrainBradleyTerry, "vlrm.rm.train_scalar:train_bradley_terry"),
     "dpo_judge": (TrainDPOJudge, "vlrm.rm.train_judge:train_dpo_judge"),
     "regression": (TrainRegression, "vlrm.rm.train_scalar:train_regression"),
+    "paco": (TrainPaCo, "vlrm.rm.train_paco:train_paco"),
 }
 # what a method's training function calls its data, where that is not records
 DATA = {"bradley_terry": "preferences", "regression": "ratings", "dpo_judge": "preferences"}
@@ -169,6 +187,8 @@ def train_arguments(settings: Train) -> dict[str, Any]:
         arguments["words"] = arguments.pop("verdict_words") or None
     if arguments.get("system", "") is None:
         del arguments["system"]
+    if "alpha" in arguments:
+        arguments["alpha"] = arguments["alpha"] or None
     what = DATA.get(settings.method, "records")
     arguments[what], arguments[f"eval_{what}"] = arguments.pop("data"), arguments.pop("eval_data")
     arguments["lora"] = arguments.pop("lora_settings") or arguments["lora"]

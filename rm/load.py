@@ -17,6 +17,7 @@ from ..types import InputError, Scorer
 METHODS = {
     "gm_prm": "vlrm.prm.gm_prm:GMPRM",
     "vl_prm": "vlrm.prm.vl_prm:VLPRM",
+    "paco": "vlrm.rm.paco:PaCo",
     "scalar": "vlrm.rm.scalar:ScalarRM",
     "judge": "vlrm.rm.judge:Judge",
     "yes_no": "vlrm.rm.yes_no:YesNo",
@@ -45,12 +46,12 @@ def load_scorer(
         if method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         scorer = resolve(METHODS[method])
-        _check_settings(scorer, settings, "load_scorer")
+        check_settings(scorer, settings, "load_scorer")
         return scorer(_served(scorer, source, options) or _engine(engine, source, options), **settings)
     card = read_card(source)
     scorer = resolve(card["scorer"])
     merged = {**card.get("settings", {}), **settings}
-    _check_settings(scorer, merged, f"{source}/{CARD} or load_scorer")
+    check_settings(scorer, merged, f"{source}/{CARD} or load_scorer")
     if isinstance(engine, str) and engine.startswith(("http://", "https://")):
         return scorer(_served(scorer, engine, options) or _engine(engine, engine, options), **merged)
     if isinstance(engine, str) and engine not in ("transformers", "vllm"):
@@ -91,7 +92,8 @@ def resolve(dotted: str, what: str = "scorer") -> Callable[..., Any]:
         raise InputError(f"cannot load the {what} {dotted!r} ({error}); write it as package.module:name") from None
 
 
-def _check_settings(scorer: Callable[..., Scorer], settings: Iterable[str], where: str) -> None:
+def check_settings(scorer: Callable[..., Scorer], settings: Iterable[str], where: str) -> None:
+    """Raises InputError for a setting that the scorer does not have."""
     known = [p.name for p in inspect.signature(scorer).parameters.values() if p.kind is p.KEYWORD_ONLY]
     if unknown := [key for key in settings if key not in known]:
         raise InputError(f"{where}: unknown setting {_nearest(unknown[0], known)}")

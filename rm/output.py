@@ -23,6 +23,7 @@ SCORERS = {
     "step_head": "vlrm.prm.step_head:StepHeadPRM",
     "scalar": "vlrm.rm.scalar:ScalarRM",
     "judge": "vlrm.rm.judge:Judge",
+    "paco": "vlrm.rm.paco:PaCo",
 }
 CARD = "vlrm.json"
 RUN = "run.json"
@@ -134,12 +135,16 @@ _WHAT = {
         "A vision-language judge",
         "to say which of two answers is better, by direct preference optimization\n(DPO, arXiv 2305.18290)",
     ),
+    "paco": (
+        "A pairwise consistency reward model",
+        "to say whether two pictures are consistent, verdict first\n(PaCo-Reward, arXiv 2512.04784)",
+    ),
 }
 
 
 def _model_card(base: str, settings: Mapping[str, Any], summary: Mapping[str, Any], method: str) -> str:
     title, what = _WHAT[method]
-    kind = "reward-model" if method in ("scalar", "judge") else "process-reward-model"
+    kind = "reward-model" if method in ("scalar", "judge", "paco") else "process-reward-model"
 
     def table(values: Mapping[str, Any]) -> str:
         rows = [f"| {name} | {json.dumps(value, ensure_ascii=False)} |" for name, value in values.items()]

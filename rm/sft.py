@@ -41,15 +41,19 @@ class CritiqueTrainer(SFTTrainer):
             outputs = model(**forward)
             if forward.get("fused_lm_head"):
                 outputs.log_probs = outputs.log_probs * weights_BT[:, 1:]
-                heavy_BT = weights_BT[:, 1:] > 1  # verdict words, and the corrected step where it has more weight
-                if heavy_BT.any():
-                    right = outputs.is_top1[heavy_BT].float().mean().item()
-                    self._metrics["train" if self.model.training else "eval"]["weighted_token_accuracy"].append(right)
+                name, places_BT = self.watched(weights_BT[:, 1:])
+                if places_BT.any():
+                    right = outputs.is_top1[places_BT].float().mean().item()
+                    self._metrics["train" if self.model.training else "eval"][name].append(right)
             return outputs
 
         loss = super().compute_loss(weighted, inputs, *args, **kwargs)
         self._metrics["train" if self.model.training else "eval"].pop("entropy", None)
         return loss
+
+    def watched(self, weights_BT: Any) -> tuple[str, Any]:
+        """A metric's name and the places whose accuracy it is: verdict words, and the corrected step where it has more weight."""
+        return "weighted_token_accuracy", weights_BT > 1
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The finished model gets its card from `output.py`; TRL would write one at every checkpoint."""
@@ -101,6 +105,35 @@ class VerdictTrainer(CritiqueTrainer):
         metrics.pop("entropy", None)
         metrics.pop("mean_token_accuracy", None)
         return loss
+
+
+class PairTrainer(CritiqueTrainer):
+    """CritiqueTrainer whose weighted sum is divided by the number of sequences, those of all processes and accumulated batches, if
+    `by_sequence` (PaCo-Reward's paper), else by the number of labelled tokens (its released code)."""
+
+    def __init__(self, *args: Any, by_sequence: bool = True, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.by_sequence = by_sequence
+
+    def watched(self, weights_BT: Any) -> tuple[str, Any]:
+        return "first_token_accuracy", (weights_BT > 0) & ((weights_BT > 0).cumsum(dim=1) == 1)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        """What TRL divides the loss by; None where the model has no say in it, and the mean of the batches' means is taken."""
+        if not self.by_sequence or not self.model_accepts_loss_kwargs:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        import torch
+
+        rows = torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(rows).sum() if self.args.world_size > 1 and self.args.average_tokens_across_devices else rows
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None, **more: Any
+    ) -> Any:
+        if self.by_sequence and num_items_in_batch is None:  # as in evaluation: TRL divides by the batch's own labelled tokens
+            tokens = (inputs["labels"][:, 1:] != -100).sum()
+            inputs["loss_weights"] = inputs["loss_weights"] * tokens / len(inputs["labels"])
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **more)
 
 
 class InOrder(Sampler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,31 @@ def paired_bootstrap(
     """Mean of `first - second` with its interval: (difference, low, high). Both (N,), the same problems in the same order."""
     difference = _paired(first, second)
     return float(difference.mean()), *bootstrap_ci(difference, level=level, resamples=resamples, seed=seed)
+
+
+def cluster_bootstrap(
+    values: Sequence[float], clusters: Sequence[Any], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float, float]:
+    """(mean, low, high, p) of `values` (N,), resampling whole clusters (N labels): values of one cluster are not independent.
+
+    The interval is the percentile bootstrap's; p is two-sided, that of a mean of 0: twice the smaller share of resampled means on one side
+    of it, at least 1 / resamples. Hand it differences for a paired comparison.
+    """
+    sample = _vector(values, "values")
+    if len(clusters) != len(sample):
+        raise InputError(f"every value needs a cluster, got {len(sample)} values and {len(clusters)} clusters")
+    places = {name: k for k, name in enumerate(dict.fromkeys(clusters))}
+    index = np.array([places[name] for name in clusters])
+    sums, sizes = np.bincount(index, sample), np.bincount(index).astype(float)
+    rng, rows = np.random.default_rng(seed), max(1, _CHUNK // len(sums))
+    means = []
+    for done in range(0, resamples, rows):
+        drawn = rng.integers(0, len(sums), (min(rows, resamples - done), len(sums)))
+        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    resampled = np.concatenate(means)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    p = min(1.0, max(2 * min((resampled <= 0).mean(), (resampled >= 0).mean()), 1 / resamples))
+    return float(sample.mean()), float(low), float(high), float(p)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
