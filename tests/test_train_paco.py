@@ -264,4 +264,4 @@ def test_the_whole_way_by_the_command_line(tiny_path, tmp_path, monkeypatch, cap
     assert results["instances"] == 2 and results["groups"] == 1 and set(results["metrics"]) == {"scorer", "pixels", "chance"}
     assert "2 instances of 1 groups" in capsys.readouterr().out
     assert cli.main([*train.split(), "--instructions", "x"]) == 2
-    assert "instructions belongs to --method gm_prm, not paco" in capsys.readouterr().err
+    assert "instructions belongs to --method gm_prm and dpo_judge, not paco" in capsys.readouterr().err
