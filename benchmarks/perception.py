@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/perception"))
     parser.add_argument("--base", default="tiny-checker")
     parser.add_argument("--policy", default="tiny-policy")
-    parser.add_argument("--train_problems", type=int, default=8000)
+    parser.add_argument("--train_problems", type=int, default=2000)
     parser.add_argument("--problems", type=int, default=300)
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

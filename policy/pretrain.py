@@ -214,7 +214,8 @@ def note(folder: Path, command: str, name: str, stage: dict[str, Any]) -> None:
     """Adds a finished stage to `built.json`, which tells how the checkpoints came about."""
     path = folder / "built.json"
     built = json.loads(path.read_text()) if path.exists() else {"stages": {}}
-    built |= {"command": command, "torch": torch.__version__, "transformers": version("transformers")}
+    built["command"] = command
+    stage = {**stage, "torch": torch.__version__, "transformers": version("transformers")}
     built["stages"][name] = stage
     path.write_text(json.dumps(built, indent=1) + "\n")
 
