@@ -34,7 +34,7 @@ class Judge:
     - `ties`: the judge may say that neither is better. `published`: only VL-RewardBench's closing sentence is read.
     - `instructions` replace ours; `pointwise` ones may hold {low} and {high}.
 
-    Prompts put the pictures, the question and the answers first, so that a server's prefix cache serves all answers to a question.
+    Prompts end with the answers, the second one last, so that a server's prefix cache serves all that is compared with one answer.
     `counts` has judgements and how many were unparsed; `parse_failure_rate` their share.
     """
 
@@ -175,6 +175,6 @@ def two_answers(pair: Pair) -> str:
 
 
 def judge_messages(problem: Problem, shown: str, instructions: str) -> list[dict[str, Any]]:
-    """The judge's prompt, in training and in use: one user turn, the pictures first, then question, answers, what is asked."""
-    text = f"Question:\n{problem.question}\n\n{shown}".replace("<image>", "image") + f"\n\n{instructions}"
+    """The judge's prompt, in training and in use: one user turn, the pictures first, then what is asked, the question, the answers."""
+    text = f"{instructions}\n\n" + f"Question:\n{problem.question}\n\n{shown}".replace("<image>", "image")
     return [{"role": "user", "content": [{"type": "image"} for _ in problem.images] + [{"type": "text", "text": text}]}]
