@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__
-from .commands import convert, doctor, eval_steps, quickstart, search, synth, synth_labels, train
+from .commands import convert, doctor, eval_steps, quickstart, report, search, synth, synth_labels, train
 from .config import help_text, nearest, parse
 from .types import EngineError, InputError
 
@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "synth labels": (synth_labels.SynthLabels, synth_labels.run_synth_labels),
     "synth merge": (synth_labels.SynthMerge, synth_labels.run_synth_merge),
     "train": (train.Train, train.run_train),
+    "report": (report.Report, report.run_report),
     "search": (search.Search, search.run_search),
     "convert": (convert.Convert, convert.run_convert),
     "eval steps": (eval_steps.EvalSteps, eval_steps.run_eval_steps),

@@ -194,7 +194,6 @@ def make_trainer(
         cpu.quicken_process()
     bf16 = cpu.use_bf16() if recipe.bf16 is None else recipe.bf16
     dtype = recipe.dtype or ("bfloat16" if recipe.lora and bf16 else "float32")
-    attention = recipe.attention or (cpu.register_attention() if on_cpu and bf16 else None)
     processor = AutoProcessor.from_pretrained(base)
     kept, kept_eval = (fitting(part, processor, recipe) for part in (problems, eval_problems))
     counts = {"problems": len(kept), "eval problems": len(kept_eval)}
@@ -203,9 +202,7 @@ def make_trainer(
         raise InputError(f"no problem is left to train on: all {len(problems)} are longer than max_length {recipe.max_length}")
     if recipe.together:
         kept = side_by_side(kept, recipe.together, recipe.completions // recipe.group_size, recipe.seed)
-    network = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=attention)
-    if attention == cpu.ATTENTION:
-        cpu.quicken_decoder(network)
+    network = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=recipe.attention)
     if recipe.freeze_vision and not recipe.lora:
         freeze_vision_tower(network)
     wanted = {
