@@ -11,7 +11,7 @@ from .common import key, say
 class Report:
     """Draws a GRPO run as one page: rewards, gold accuracy, lengths, what went wrong, and alarms.
 
-    Reads metrics.jsonl of the folder that vlrm train --method grpo writes, while it runs or afterwards, and writes report.html beside it."""
+    Reads metrics.jsonl of the folder that vlrm train --method grpo writes, while it runs or afterwards. report.html is put beside it."""
 
     run: str = key("output folder of the run")
     output: str | None = key("the page; if not said report.html in the folder", None)

@@ -40,7 +40,9 @@ class Alarm:
 def evaluations(log: Sequence[Mapping[str, Any]], n: int) -> list[dict[str, Any]]:
     """The held-out evaluations of a trainer's log, of `n` samples each, as `Alarm` wants them."""
     return [
-        {"step": row["step"], "reward": row.get("eval_reward"), "gold": row["eval_gold"], "n": n} for row in log if _finite(row.get("eval_gold"))
+        {"step": row["step"], "reward": row.get("eval_reward"), "gold": row["eval_gold"], "n": n}
+        for row in log
+        if _finite(row.get("eval_gold"))
     ]
 
 

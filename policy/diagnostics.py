@@ -32,7 +32,7 @@ def zero_variance(value_N: np.ndarray, group_size: int) -> float:
 
 
 def within_groups(value_N: np.ndarray, other_N: np.ndarray, group_size: int) -> float | None:
-    """Spearman's correlation of two measures, each ranked inside its group, so that harder problems do not make one. None without spread."""
+    """Spearman's correlation of two measures, each ranked inside its group, so that hard problems do not make one. None without spread."""
     from scipy.stats import rankdata
 
     ranks: list[tuple[float, float]] = []

@@ -1,8 +1,8 @@
 """TRL's GRPOTrainer with any scorers as rewards, shaped advantages and diagnostics.
 
 Two methods are wrapped and nothing of theirs is copied: `_calculate_rewards` (caps and gates behind it, measures beside it) and
-`_generate_and_score_completions`, whose advantages (B,) the shapers turn into (B,) or (B, T), which TRL's loss takes both. Without rules and
-shapers the run is TRL's own. tests/test_grpo_contract.py pins what is relied on. Run by `vlrm train --method grpo`.
+`_generate_and_score_completions`, whose advantages (B,) the shapers turn into (B,) or (B, T), which TRL's loss takes both. Without rules
+and shapers the run is TRL's own. tests/test_grpo_contract.py pins what is relied on. Run by `vlrm train --method grpo`.
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ class RewardTrainer(GRPOTrainer):
         mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
         size = self.args.per_device_train_batch_size
         with torch.no_grad():
-            found = self._get_per_token_logps_and_entropies(self.model, ids, mask, output["completion_ids"].size(1), batch_size=size, **forward)
+            found = self._get_per_token_logps_and_entropies(
+                self.model, ids, mask, output["completion_ids"].size(1), batch_size=size, **forward
+            )
         return found[0]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

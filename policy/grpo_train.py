@@ -10,13 +10,9 @@ report` makes a page.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
-import os
-import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +22,10 @@ from .. import __version__
 from ..rm.checkers import load_checker
 from ..rm.fit import Training, known
 from ..rm.output import finished, prepare_folder, save_whole
-from ..rm.problems import policy_messages
-from ..serving.images import open_image
 from ..serving.load import model_path
-from ..types import InputError, Problem, Sample
+from ..types import InputError, Problem
 from .alarm import Alarm
+from .grpo_data import digest, fitting, rows, side_by_side, trial
 from .rewards import Reward, load_rewards
 from .rewards.spec import try_rewards
 from .shapers import SHAPERS
@@ -133,9 +128,9 @@ def train_grpo(
     run |= {**settings.identity(), **(identity or {})}
     if resume and (summary := finished(output_dir, run, CARD)):
         return summary
-    shaping = named(shapers or {}, SHAPERS)
-    loaded = load_rewards(rewards)
-    gold = load_checker(settings.checker)
+    shaping, loaded = named(shapers or {}, SHAPERS), load_rewards(rewards)
+    best = "eval_gold" if all(problem.answer is not None for problem in eval_problems) else "eval_reward"
+    config = trl_config(settings, output_dir / "checkpoints", best if eval_problems else None)
     for line in try_rewards(loaded, trial(problems)):
         print(f"vlrm: {line}", file=sys.stderr)
     prepare_folder(output_dir, run, resume, CARD)
@@ -143,9 +138,8 @@ def train_grpo(
     from ..rm.sft import last_complete_checkpoint
 
     checkpoint = last_complete_checkpoint(output_dir / "checkpoints")
-    known_gold = [problem.answer is not None for problem in eval_problems]
-    best = "eval_gold" if all(known_gold) else "eval_reward"
-    trainer, counts = make_trainer(settings, base, problems, eval_problems, output_dir, progress, loaded, shaping, gold, best, checkpoint)
+    config.eval_on_start = bool(eval_problems) and checkpoint is None
+    trainer, counts = make_trainer(settings, base, config, problems, eval_problems, loaded, shaping, output_dir / "metrics.jsonl", progress)
     started, before = time.perf_counter(), trainer_step(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     steps = trainer.state.global_step
@@ -166,47 +160,16 @@ def train_grpo(
     return summary
 
 
-def make_trainer(
-    recipe: Recipe,
-    base: str,
-    problems: Sequence[Problem],
-    eval_problems: Sequence[Problem],
-    output_dir: Path,
-    progress: bool,
-    rewards: Sequence[Reward],
-    shapers: Sequence[Any],
-    gold: Any,
-    best: str,
-    checkpoint: Path | None,
-) -> tuple[Any, dict[str, int]]:
-    """The trainer, ready to run, and how many problems there are and were dropped."""
+def trl_config(recipe: Recipe, folder: Path, best: str | None) -> Any:
+    """The recipe as TRL's GRPOConfig. `best` is the metric of the best checkpoint, None where nothing is held out. Raises InputError."""
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
     from trl import GRPOConfig
 
     from ..rm import cpu
-    from ..rm.sft import MetricsFile, freeze_vision_tower, lora_config
-    from .grpo import RewardTrainer
-    from .grpo_callbacks import AlarmCallback, Lines
 
     on_cpu = not torch.accelerator.is_available()
-    if on_cpu:
-        cpu.quicken_process()
-    bf16 = cpu.use_bf16() if recipe.bf16 is None else recipe.bf16
-    dtype = recipe.dtype or ("bfloat16" if recipe.lora and bf16 else "float32")
-    processor = AutoProcessor.from_pretrained(base)
-    kept, kept_eval = (fitting(part, processor, recipe) for part in (problems, eval_problems))
-    counts = {"problems": len(kept), "eval problems": len(kept_eval)}
-    counts["dropped: longer than max_length"] = len(problems) + len(eval_problems) - len(kept) - len(kept_eval)
-    if not kept:
-        raise InputError(f"no problem is left to train on: all {len(problems)} are longer than max_length {recipe.max_length}")
-    if recipe.together:
-        kept = side_by_side(kept, recipe.together, recipe.completions // recipe.group_size, recipe.seed)
-    network = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=recipe.attention)
-    if recipe.freeze_vision and not recipe.lora:
-        freeze_vision_tower(network)
     wanted = {
-        "output_dir": str(output_dir / "checkpoints"),
+        "output_dir": str(folder),
         "per_device_train_batch_size": recipe.batch_size,
         "per_device_eval_batch_size": recipe.batch_size,
         "gradient_accumulation_steps": recipe.gradient_accumulation,
@@ -230,44 +193,79 @@ def make_trainer(
         "max_grad_norm": recipe.max_grad_norm,
         "num_train_epochs": recipe.epochs,
         "max_steps": recipe.max_steps or -1,
-        "bf16": bf16,
+        "bf16": cpu.use_bf16() if recipe.bf16 is None else recipe.bf16,
         "use_cpu": on_cpu,
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "dataloader_num_workers": recipe.workers,
         "logging_steps": recipe.logging_steps,
-        "eval_strategy": "steps" if kept_eval else "no",
+        "eval_strategy": "steps" if best else "no",
         "eval_steps": recipe.save_every,
-        "eval_on_start": bool(kept_eval) and checkpoint is None,
         "save_steps": recipe.save_every,
         "save_total_limit": 2,
-        "load_best_model_at_end": bool(kept_eval),
-        "metric_for_best_model": best if kept_eval else None,
+        "load_best_model_at_end": best is not None,
+        "metric_for_best_model": best,
         "greater_is_better": True,
         "seed": recipe.seed,
         "report_to": [],
         "disable_tqdm": True,
     }
     for name in recipe.grpo:
-        if name not in GRPOConfig.__dataclass_fields__ or name in wanted:
+        if name in wanted:
+            raise InputError(f"grpo: {name} has a key of its own in the recipe")
+        if name not in GRPOConfig.__dataclass_fields__:
             close = difflib.get_close_matches(name, GRPOConfig.__dataclass_fields__, n=1, cutoff=0.0)[0]
-            said = "has a key of its own in the recipe" if name in wanted else f"is no setting of GRPOConfig; did you mean {close!r}?"
-            raise InputError(f"grpo: {name} {said}")
+            raise InputError(f"grpo: {name} is no setting of GRPOConfig; did you mean {close!r}?")
     try:
-        config = GRPOConfig(**wanted, **recipe.grpo)
+        return GRPOConfig(**wanted, **recipe.grpo)
     except (ValueError, TypeError) as error:
         raise InputError(f"TRL refuses the settings: {error}") from error
-    metrics = output_dir / "metrics.jsonl"
+
+
+def make_trainer(
+    recipe: Recipe,
+    base: str,
+    config: Any,
+    problems: Sequence[Problem],
+    eval_problems: Sequence[Problem],
+    rewards: Sequence[Reward],
+    shapers: Sequence[Any],
+    metrics: Path,
+    progress: bool,
+) -> tuple[Any, dict[str, int]]:
+    """The trainer, ready to run, and how many problems there are and were dropped."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
+
+    from ..rm import cpu
+    from ..rm.sft import MetricsFile, freeze_vision_tower, lora_config
+    from .grpo import RewardTrainer
+    from .grpo_callbacks import AlarmCallback, Lines
+
+    if config.use_cpu:
+        cpu.quicken_process()
+    processor = AutoProcessor.from_pretrained(base)
+    shown = {"instruction": recipe.instruction, "max_pixels": recipe.max_pixels}
+    kept, kept_eval = (fitting(part, processor, recipe.max_length, **shown) for part in (problems, eval_problems))
+    dropped = len(problems) + len(eval_problems) - len(kept) - len(kept_eval)
+    counts = {"problems": len(kept), "eval problems": len(kept_eval), "dropped: longer than max_length": dropped}
+    if not kept or bool(kept_eval) != bool(eval_problems):
+        raise InputError(f"no problem is left to {'evaluate' if kept else 'train'} on: all are longer than max_length {recipe.max_length}")
+    if recipe.together:
+        kept = side_by_side(kept, recipe.together, recipe.completions // recipe.group_size, recipe.seed)
+    dtype = recipe.dtype or ("bfloat16" if recipe.lora and config.bf16 else "float32")
+    network = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=recipe.attention)
+    if recipe.freeze_vision and not recipe.lora:
+        freeze_vision_tower(network)
     trainer = RewardTrainer(
         model=network,
         args=config,
-        train_dataset=rows(kept, recipe),
-        eval_dataset=rows(kept_eval, recipe) if kept_eval else None,
+        train_dataset=rows(kept, **shown),
+        eval_dataset=rows(kept_eval, **shown) if kept_eval else None,
         processing_class=processor,
         peft_config=lora_config(network, recipe.lora) if recipe.lora else None,
         callbacks=[MetricsFile(metrics, 1), AlarmCallback(metrics, Alarm(recipe.alarm_drop, recipe.alarm_rise), len(kept_eval))],
         rewards=rewards,
         shapers=shapers,
-        gold=gold,
+        gold=load_checker(recipe.checker),
         blind_every=recipe.blind_every,
         blind_samples=recipe.blind_samples,
     )
@@ -275,76 +273,6 @@ def make_trainer(
     if progress:
         trainer.add_callback(Lines)
     return trainer, counts
-
-
-def rows(problems: Sequence[Problem], recipe: Recipe) -> Any:
-    """A datasets.Dataset with the columns prompt, images and problem, made when a row is asked for. Pictures are opened then."""
-    from datasets import Dataset
-
-    def row(batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
-        chosen = [problems[i] for i in batch["index"]]
-        return {
-            "prompt": [policy_messages(problem, recipe.instruction) for problem in chosen],
-            "images": [[shrunk(open_image(image), recipe.max_pixels) for image in problem.images] for problem in chosen],
-            "problem": chosen,
-        }
-
-    return Dataset.from_dict({"index": list(range(len(problems)))}).with_transform(row)
-
-
-def shrunk(image: Any, max_pixels: int | None) -> Any:
-    """The picture with at most `max_pixels` pixels, in its proportions."""
-    if max_pixels is None or image.width * image.height <= max_pixels:
-        return image
-    scale = (max_pixels / (image.width * image.height)) ** 0.5
-    return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
-
-
-def fitting(problems: Sequence[Problem], processor: Any, recipe: Recipe) -> list[Problem]:
-    """The problems whose prompt has at most `max_length` tokens, pictures included; TRL itself cuts nothing."""
-    if recipe.max_length is None:
-        return list(problems)
-
-    def length(problem: Problem) -> int:
-        text = processor.apply_chat_template(policy_messages(problem, recipe.instruction), add_generation_prompt=True)
-        images = [shrunk(open_image(image), recipe.max_pixels) for image in problem.images]
-        return len(processor(text=[text], **({"images": [images]} if images else {}))["input_ids"][0])
-
-    return [problem for problem in problems if length(problem) <= recipe.max_length]
-
-
-def side_by_side(problems: Sequence[Problem], column: str, per_batch: int, seed: int) -> list[Problem]:
-    """The problems in an order that keeps those with an equal value of a column in one batch; the values are shuffled."""
-    groups: dict[str, list[Problem]] = {}
-    for problem in problems:
-        if column not in problem.meta:
-            raise InputError(f"problem {problem.id} has no column {column}, by which problems are to be kept together")
-        groups.setdefault(str(problem.meta[column]), []).append(problem)
-    sizes = Counter(map(len, groups.values()))
-    if len(sizes) > 1 or per_batch % next(iter(sizes)):
-        raise InputError(
-            f"together: {column} must stand for equally many problems each time, and a step's {per_batch} problems be a multiple of that; "
-            f"there are groups of {', '.join(map(str, sorted(sizes)))}"
-        )
-    order = sorted(groups)
-    random.Random(seed).shuffle(order)
-    return [problem for name in order for problem in groups[name]]
-
-
-def trial(problems: Sequence[Problem]) -> Sample:
-    """A short solution to the first problem, right where the answer is known."""
-    if not problems:
-        raise InputError("there are no problems to train on")
-    return Sample(problems[0], f"Step 1: The picture answers the question.\nAnswer: {problems[0].answer or 'unknown'}")
-
-
-def digest(problems: Sequence[Problem]) -> str:
-    """Names the problems as they are. Pictures in memory count by their number only."""
-    found = hashlib.blake2b(digest_size=12)
-    for problem in problems:
-        images = [str(image) if isinstance(image, (str, os.PathLike)) else None for image in problem.images]
-        found.update(json.dumps([problem.id, problem.question, images, problem.answer]).encode())
-    return found.hexdigest()
 
 
 def trainer_step(checkpoint: Path | None) -> int:

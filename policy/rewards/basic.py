@@ -24,7 +24,11 @@ class AnswerReward:
         return [self._score(self.check(sample.solution, sample.problem)) for sample in samples]
 
     def _score(self, right: bool | None) -> Score:
-        return Score(None, error="the answer could not be checked: no gold answer, or one of another kind") if right is None else Score(float(right))
+        return (
+            Score(None, error="the answer could not be checked: no gold answer, or one of another kind")
+            if right is None
+            else Score(float(right))
+        )
 
 
 class FormatReward:

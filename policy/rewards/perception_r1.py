@@ -1,8 +1,8 @@
 """Perception-R1's reward (arXiv 2506.07218, constants as in its code): a solution is also paid for saying what is to be seen.
 
-r = 0.9 accuracy + 0.1 format + 0.7 mean_j v_j + penalty, with v_j in [0, 1] the judge's word on visual fact j, and penalty = -2 (1 - distinct /
-all) over word 20-grams, 0 for shorter texts. The paper's judge is a text-only model asked whether the solution states each fact (presence,
-not truth). Here a judge is a function of (solution, problem) that gives one number for each fact, or None:
+r = 0.9 accuracy + 0.1 format + 0.7 mean_j v_j + penalty, with v_j in [0, 1] the judge's word on visual fact j, and
+penalty = -2 (1 - distinct / all) over word 20-grams, 0 for shorter texts. The paper's judge is a text-only model asked whether the solution
+states each fact (presence, not truth). Here a judge is one of these, and says a number for each fact:
 
 world     the exact judge of vlrm's worlds: the right perception claims of the solution, over those that a right solution makes. A
           contradicted fact counts 0, so listing everything does not pay (inferred: the paper's own judge can be hacked by it).
@@ -29,8 +29,8 @@ from ..ngrams import repeated_ngrams
 from .basic import FormatReward
 
 Judge = Callable[[Sequence[Sample]], list[list[float] | None]]
-ASK = """Below are a solution and numbered facts about its picture. For each fact decide whether the solution clearly states it, whether or not \
-it is true. Write 1 or 0 between tags with the fact's number, such as <info1>1</info1>, one line for each fact and nothing else.
+ASK = """Below are a solution and numbered facts about its picture. For each fact decide whether the solution clearly states it.
+Write 1 or 0 between tags with the fact's number, such as <info1>1</info1>, one line for each fact and nothing else.
 
 Solution:
 {solution}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from ...rm.checkers import load_checker
 from ...types import InputError, Sample, Score, Scorer, Usage
@@ -15,18 +16,18 @@ from ...types import InputError, Sample, Score, Scorer, Usage
 
 def relative_drop(steps: Sequence[float]) -> float:
     """The largest relative fall from a step to the next one, at least 0. A step of score 0 has nothing left to fall."""
-    return max([0.0, *((now - later) / now for now, later in zip(steps, steps[1:], strict=False) if now > 0)])
+    return max([0.0, *((now - later) / now for now, later in pairwise(steps) if now > 0)])
 
 
 def ps_grpo(right: bool, steps: Sequence[float], gamma: float = 0.5, rho: float = 0.3) -> float:
     """The reward of one solution; its step scores lie in [0, 1]."""
     if not right:
         return 0.0
-    return 1.0 if relative_drop(steps) <= rho else 1.0 - gamma
+    return 1.0 if relative_drop(steps) <= rho + 1e-9 else 1.0 - gamma
 
 
 class PSGRPO:
-    """The reward as a scorer around a scorer with steps. None where the answer cannot be checked, or is right and the steps are not scored."""
+    """The reward as a scorer around a scorer with steps. None where the answer cannot be checked, or is right and has no step scores."""
 
     def __init__(self, scorer: Scorer, *, gamma: float = 0.5, rho: float = 0.3, checker: str = "auto"):
         if not 0 <= gamma <= 1 or rho < 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ...types import InputError
@@ -53,7 +54,7 @@ def weight_at(weight: Schedule, progress: float) -> float:
     """The weight at a share of the run; before the first point the first weight, after the last the last."""
     if not isinstance(weight, (list, tuple)):
         return float(weight)
-    for (p0, w0), (p1, w1) in zip(weight, weight[1:], strict=False):
+    for (p0, w0), (p1, w1) in pairwise(weight):
         if p0 <= progress <= p1:
             return w0 + (w1 - w0) * (progress - p0) / (p1 - p0)
     return float(weight[0][1] if progress < weight[0][0] else weight[-1][1])

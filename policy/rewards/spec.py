@@ -129,7 +129,9 @@ def try_rewards(rewards: Sequence[Reward], sample: Sample) -> list[str]:
         except Exception as error:
             raise InputError(f"reward {reward.name} fails on a first try: {type(error).__name__}: {error}") from error
         if len(scores) != 1:
-            raise InputError(f"reward {reward.name}: the scorer gave {len(scores)} scores for 1 sample; it must give one for each, in order")
+            raise InputError(
+                f"reward {reward.name}: the scorer gave {len(scores)} scores for 1 sample; it must give one for each, in order"
+            )
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)):
             raise InputError(f"reward {reward.name}: the score must be a finite number or None, got {value!r}")
         if value is None:

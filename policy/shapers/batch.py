@@ -40,7 +40,9 @@ class Batch:
     def of(self, reward: str | None) -> Sequence[Score]:
         """The scores of a reward; without a name those of the first one that has steps, else of the first."""
         if reward is None:
-            return next((scores for scores in self.scores.values() if any(score.steps for score in scores)), next(iter(self.scores.values())))
+            return next(
+                (scores for scores in self.scores.values() if any(score.steps for score in scores)), next(iter(self.scores.values()))
+            )
         if reward not in self.scores:
             raise InputError(f"a shaper asks for the reward {reward!r}; there are {', '.join(self.scores)}")
         return self.scores[reward]

@@ -12,7 +12,7 @@ and that an advantage of a step is the change of a prefix's value, with the valu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -118,7 +118,7 @@ def step_changes(values: Sequence[float], prefix: str = "product") -> list[float
     if prefix not in worth:
         raise InputError(f"prefix must be one of {', '.join(worth)}, got {prefix!r}")
     along = list(accumulate(values, worth[prefix], initial=1.0))
-    return [after - before for before, after in zip(along, along[1:], strict=False)]
+    return [after - before for before, after in pairwise(along)]
 
 
 def error_factors(score: Score, threshold: float, after: float, before: float = 1.0) -> list[float]:

@@ -1,6 +1,6 @@
 """PEARL (arXiv 2511.18437): solve only what is seen. The answers to a problem's perception questions weight what is learnt from solving it.
 
-The probes are ordinary problems of the same file: `meta["kind"] == "probe"`, and the same `meta["item"]` as the problem that they belong to.
+The probes are ordinary problems of the same file: `meta["kind"] == "probe"`, and the same `meta["item"]` as the problem they belong to.
 `train_grpo(..., together="item")` keeps them in one batch. R_p is the mean reward of an item's probes. The advantage of its solutions is
 multiplied by g(R_p), that of its probes by `probe_weight` (the paper's lambda, J = J_r + lambda J_p).
 

@@ -1,8 +1,8 @@
-"""VPPO, visually-perceptive policy optimization (arXiv 2510.09285, as its code does it): credit goes to the tokens that hang on the picture.
+"""VPPO, visually-perceptive policy optimization (arXiv 2510.09285, as its code does it): credit goes to tokens that hang on the picture.
 
 One more forward pass with a damaged picture: squares of 14 pixels, each black with probability one half. A token's dependency is
-s = e^d - d - 1 with d = log p(token | damaged) - log p(token | picture), d clipped to +-20 and s to at most 10 (the paper's text has the full
-KL divergence; its code this one-sample estimate). Token mask: a response's `keep` share of tokens with the highest s keep their
+s = e^d - d - 1 with d = log p(token | damaged) - log p(token | picture), d clipped to +-20 and s to at most 10 (the paper's text has the
+full KL divergence; its code this one-sample estimate). Token mask: a response's `keep` share of tokens with the highest s keep their
 advantage, the others get 0. Trajectory weight: S = mean s of a response, brought to n in [0, 1] over the batch; factor = b + n (c - b) with
 b = `least` and c such that the mean factor is 1. Nothing else of the paper's training is here: its entropy penalty is TRL's
 `entropy_coef` (a negative number).
