@@ -124,6 +124,7 @@ class TrainGRPO(Train):
     together: str | None = key("column of the problems: those with equal values are kept in one batch", None)
     checker: str = key("checker of the gold accuracy, as in rm/checkers.py", "auto")
     eval_steps: int | None = key("steps between evaluations on eval_data; else save_steps", None)
+    keep: Literal["best", "last"] = key("the policy that is kept: best on eval_data, or last", "best")
     blind_every: int = key("every so many steps some completions are scored without their pictures; 0 is never", 10)
     blind_samples: int = key("how many", 8)
     alarm_drop: float = key("alarm: gold accuracy this far below its best while the reward has risen", 0.02)

@@ -46,7 +46,7 @@ def write_report(run: str | os.PathLike[str], output: str | os.PathLike[str] | N
     parts += [f"<p class='wrong'>Alarm, {html.escape(alarm)}.</p>" for alarm in alarms] or ["<p class='right'>No alarm.</p>"]
     parts += [table(("", "first", "best", "last"), figures(rows))]
     if summary:
-        kept = {"steps": summary["steps"], "policy kept": f"step {summary['best_step']}", "unscored": summary["unscored"]}
+        kept = {"steps": summary["steps"], "policy kept": f"step {summary['kept_step']}", "unscored": summary["unscored"]}
         parts += [table(("", ""), [(name, json.dumps(value)) for name, value in {**kept, **summary["counts"]}.items()])]
     else:
         parts += ["<p class='note'>The run is not finished.</p>"]

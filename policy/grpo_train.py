@@ -58,6 +58,7 @@ class Recipe(Training):
     together: str | None = None  # a column of the problems: those with equal values are kept in one batch
     checker: str = "auto"  # of the gold accuracy, which is measured and never a reward
     eval_steps: int | None = None  # steps between held-out evaluations; None: save_steps
+    keep: str = "best"  # which policy is the result: best on the held-out problems, or last
     blind_every: int = 10  # every so many generations some completions are scored again without their pictures; 0 is never
     blind_samples: int = 8
     alarm_drop: float = 0.02  # see `Alarm`
@@ -78,7 +79,11 @@ class Recipe(Training):
         for name in ("temperature", "top_p"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name, choices in (("scale_rewards", ("group", "batch", "none")), ("vllm_mode", ("colocate", "server"))):
+        for name, choices in (
+            ("scale_rewards", ("group", "batch", "none")),
+            ("vllm_mode", ("colocate", "server")),
+            ("keep", ("best", "last")),
+        ):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.save_every % self.iterations:
@@ -115,7 +120,8 @@ def train_grpo(
 
     `rewards` as in `policy/rewards/spec.py`, or ready `Reward`s; `shapers` {name: settings} in order, as in `policy/shapers`. `recipe`
     holds fields of `Recipe`. With `eval_problems` the rewards and the gold accuracy are measured on them before the first step and every
-    `eval_steps`, a checkpoint is kept each time, and the one with the best gold accuracy (without gold answers: reward) is the result.
+    `eval_steps`, with a checkpoint each time; unless `keep="last"` the one with the best gold accuracy (without gold answers: reward) is
+    the result.
 
     An interrupted run goes on from its last complete checkpoint when called again with the same arguments and follows the same curve; a
     finished one is not repeated (`resume=False` starts afresh). `identity` is what else must stay equal, such as the files of a
@@ -130,7 +136,7 @@ def train_grpo(
         return summary
     shaping, loaded = named(shapers or {}, SHAPERS), load_rewards(rewards)
     best = "eval_gold" if all(problem.answer is not None for problem in eval_problems) else "eval_reward"
-    config = trl_config(settings, output_dir / "checkpoints", best if eval_problems else None)
+    config = trl_config(settings, output_dir / "checkpoints", bool(eval_problems), best if settings.keep == "best" else None)
     for line in try_rewards(loaded, trial(problems)):
         print(f"vlrm: {line}", file=sys.stderr)
     prepare_folder(output_dir, run, resume, CARD)
@@ -148,7 +154,7 @@ def train_grpo(
         "counts": counts,
         "steps": steps,
         "resumed_from": before,
-        "best_step": trainer.state.best_global_step or steps,
+        "kept_step": trainer.state.best_global_step or steps,
         "best": {best: trainer.state.best_metric} if trainer.state.best_metric is not None else {},
         "seconds": round(time.perf_counter() - started, 1),
         "unscored": {function.__name__: dict(function.reasons) for function in trainer.reward_funcs},
@@ -156,12 +162,12 @@ def train_grpo(
     }
     save_whole(trainer, output_dir, base, model_card(base, summary), {"training": summary, "version": __version__}, CARD, keep_checkpoints)
     if progress and trainer.is_world_process_zero():
-        print(f"trained for {steps} steps in {summary['seconds']:.0f} s; the policy of step {summary['best_step']} is in {output_dir}")
+        print(f"trained for {steps} steps in {summary['seconds']:.0f} s; the policy of step {summary['kept_step']} is in {output_dir}")
     return summary
 
 
-def trl_config(recipe: Recipe, folder: Path, best: str | None) -> Any:
-    """The recipe as TRL's GRPOConfig. `best` is the metric of the best checkpoint, None where nothing is held out. Raises InputError."""
+def trl_config(recipe: Recipe, folder: Path, held_out: bool = False, best: str | None = None) -> Any:
+    """The recipe as TRL's GRPOConfig. `best` is the held-out metric of the checkpoint to keep, None for the last one. Raises InputError."""
     import torch
     from trl import GRPOConfig
 
@@ -198,12 +204,12 @@ def trl_config(recipe: Recipe, folder: Path, best: str | None) -> Any:
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "dataloader_num_workers": recipe.workers,
         "logging_steps": recipe.logging_steps,
-        "eval_strategy": "steps" if best else "no",
+        "eval_strategy": "steps" if held_out else "no",
         "eval_steps": recipe.save_every,
         "save_steps": recipe.save_every,
         "save_total_limit": 2,
-        "load_best_model_at_end": best is not None,
-        "metric_for_best_model": best,
+        "load_best_model_at_end": held_out and best is not None,
+        "metric_for_best_model": best if held_out else None,
         "greater_is_better": True,
         "seed": recipe.seed,
         "report_to": [],
@@ -289,7 +295,7 @@ def model_card(base: str, summary: Mapping[str, Any]) -> str:
         lines = [f"| {name} | {json.dumps(value, ensure_ascii=False)} |" for name, value in values.items()]
         return "\n".join(["| | |", "|---|---|", *lines])
 
-    result = {name: summary[name] for name in ("steps", "best_step", "best", "seconds", "unscored", "alarms")}
+    result = {name: summary[name] for name in ("steps", "kept_step", "best", "seconds", "unscored", "alarms")}
     return f"""---
 library_name: transformers
 base_model: {base}

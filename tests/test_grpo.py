@@ -261,7 +261,7 @@ def log_of(folder):
 
 def test_a_finished_run_is_a_model_with_its_card(whole, tiny, problems, folder):
     path, summary = whole
-    assert summary["steps"] == 6 and summary["best_step"] in (2, 4, 6) and summary["counts"]["eval problems"] == 4
+    assert summary["steps"] == 6 and summary["kept_step"] in (2, 4, 6) and summary["counts"]["eval problems"] == 4
     best = [line["eval_gold"] for line in log_of(path) if "eval_gold" in line]
     assert len(best) == 4 and summary["best"]["eval_gold"] == max(best[1:])
     assert json.loads((path / "policy.json").read_text())["training"] == summary and not (path / "vlrm.json").exists()
@@ -295,7 +295,7 @@ def test_a_killed_run_resumes_to_the_same_curve(whole, tiny, problems, tmp_path)
         run(8)
     assert not (tmp_path / "policy.json").exists() and max(line["step"] for line in log_of(tmp_path)) == 3
     summary = run(None)
-    assert summary["resumed_from"] == 2 and summary["best_step"] == whole[1]["best_step"]
+    assert summary["resumed_from"] == 2 and summary["kept_step"] == whole[1]["kept_step"]
     expected, found = log_of(whole[0]), log_of(tmp_path)
     assert [line["step"] for line in found] == [line["step"] for line in expected] == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
     for one, two in zip(expected, found, strict=True):
