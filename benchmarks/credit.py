@@ -130,7 +130,7 @@ def hacking_claims(rows: Sequence[Mapping[str, Any]], fall: float) -> list[dict[
 
 
 def story(points: Sequence[Mapping[str, Any]], alarms: Sequence[str], fall: float) -> dict[str, Any]:
-    """What became of reward and gold; the steps of the first alarm, and of the evaluation where gold had fallen by `fall` below its best."""
+    """What became of reward and gold; the steps of the first alarm, and of the evaluation where gold was `fall` below its best."""
     best, fallen = 0.0, None
     for point in points:
         best = max(best, point["gold"])

@@ -1,7 +1,7 @@
 """What does the loop cost beside TRL's own? `python benchmarks/overhead.py --scorer runs/strategies/vl_prm`
 
-The same GRPO steps three ways, in rounds, with equal seeds and so with equal completions: TRL's own trainer with the scorer as a bare reward
-function (a plain step plus the scorer's own time), ours with the scorer in this process, and ours with the same scorer behind
+The same GRPO steps three ways, in rounds, with equal seeds and so with equal completions: TRL's own trainer with the scorer as a plain
+reward function (its step plus the scorer's own time), ours with the scorer in this process, and ours with the same scorer behind
 `vlrm serve`, `--concurrency` requests at a time. The ratios of the summed step times to TRL's, with an interval over rounds and steps.
 A VL-PRM reads its verdict tokens in one pass; a GM-PRM writes. Writes benchmarks/results/overhead.json.
 """
@@ -147,9 +147,9 @@ def served(args: argparse.Namespace) -> Any:
     with (args.run / "server.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            yield load_scorer(
-                f"reward+http://127.0.0.1:{port}", concurrency=args.concurrency, token=os.environ["VLRM_TOKEN"], patience=300.0
-            )
+            size = max(1, args.completions // args.concurrency)
+            settings = {"concurrency": args.concurrency, "per_request": size, "connect": 300.0, "token": os.environ["VLRM_TOKEN"]}
+            yield load_scorer(f"reward+http://127.0.0.1:{port}", **settings)
         finally:
             server.terminate()
             server.wait(60)

@@ -1,4 +1,4 @@
-"""What the benchmarks of reinforcement learning share: problems, scorers, arms that resume, and a policy's accuracy with its kinds of error."""
+"""What the benchmarks of reinforcement learning share: problems, arms that resume, and a policy's accuracy with its kinds of error."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def train_arm(
     watch: Sequence[Problem] = (),
     **recipe: Any,
 ) -> Path:
-    """The folder of the trained policy, from an earlier run where it is there; an interrupted one goes on. `scorers`: what else it hangs on."""
+    """The folder of the trained policy; a finished run is not repeated, an interrupted one goes on. `scorers`: the files it hangs on."""
     folder = args.run / f"seed{seed}" / arm
     settings: dict[str, Any] = {
         "max_steps": args.steps, "batch_size": args.completions // 2, "gradient_accumulation": 2, "group_size": args.group_size,
-        "learning_rate": args.learning_rate, "max_tokens": args.max_tokens, "schedule": "constant_with_warmup", "seed": seed, "keep": "last",
-        "save_steps": 25, **recipe,
+        "learning_rate": args.learning_rate, "max_tokens": args.max_tokens, "schedule": "constant_with_warmup", "seed": seed,
+        "keep": "last", "save_steps": 25, **recipe,
     }  # fmt: skip
     said = {name: json.loads((path / "vlrm.json").read_text())["training"]["run"] for name, path in scorers.items() if path}
     stamp = hashlib.blake2b(json.dumps([arm, said], sort_keys=True).encode(), digest_size=8).hexdigest()
