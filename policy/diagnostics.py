@@ -17,10 +17,13 @@ from .ngrams import repeated_ngrams
 
 
 def batch_measures(name: str, scores: Sequence[Score], lengths: Sequence[int], group_size: int) -> dict[str, float]:
-    """Of one reward: the share of None, of groups whose scores are all the same, and Spearman's correlation of score and length
-    inside the groups (left out where it is not defined). The mean and the spread TRL logs itself."""
+    """Of one reward: the share of None; where there are groups the share of those whose scores are all the same, and Spearman's correlation
+    of score and length inside them (left out where it is not defined). The mean and the spread TRL logs itself."""
     value_N = np.array([np.nan if score.value is None else score.value for score in scores], dtype=float)
-    measures = {f"none/{name}": float(np.isnan(value_N).mean()), f"zero_variance/{name}": zero_variance(value_N, group_size)}
+    measures = {f"none/{name}": float(np.isnan(value_N).mean())}
+    if group_size < 2:
+        return measures
+    measures[f"zero_variance/{name}"] = zero_variance(value_N, group_size)
     correlation = within_groups(value_N, np.asarray(lengths, dtype=float), group_size)
     return measures if correlation is None else {**measures, f"length_correlation/{name}": correlation}
 

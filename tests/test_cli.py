@@ -326,7 +326,9 @@ def test_the_example_of_the_readme_runs(monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", sorted((Path(vlrm.__file__).parent / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_understood(path):
-    parse(cli.settings_for(path.name.split("_")[0], [str(path)]), [str(path)])
+    verb = path.name.split("_")[0]
+    verb = verb if verb in cli.VERBS else "train"  # by its method
+    parse(cli.settings_for(verb, [str(path)]), [str(path)])
     for line in re.findall(r"#\s+vlrm (.*)", path.read_text()):
         verb, *rest = shlex.split(line)
         rest = [str(path) if part.startswith("configs/") else part for part in rest]

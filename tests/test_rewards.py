@@ -244,6 +244,7 @@ def test_measures_of_a_batch():
     scores = [Score(0.1), Score(0.9), Score(None), Score(0.4)]
     found = batch_measures("prm", scores, [5, 3, 4, 4], 2)
     assert found == {"none/prm": 0.25, "zero_variance/prm": 0.5, "length_correlation/prm": pytest.approx(-1.0)}
+    assert batch_measures("prm", scores, [5, 3, 4, 4], 1) == {"none/prm": 0.25}
     assert repeated_ngrams("a b c a b c", 3) == pytest.approx(0.25) and repeated_ngrams("a b", 3) == 0.0
     assert text_measures(["a b c a b c", " "], 3) == {"repeated_ngrams": pytest.approx(0.125), "empty": 0.5}
 
