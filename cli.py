@@ -28,6 +28,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "eval steps": (eval_steps.EvalSteps, eval_steps.run_eval_steps),
     "doctor": (doctor.Doctor, doctor.run_doctor),
 }
+# verb: the key that its first argument stands for, where that is no YAML file
+FIRST: dict[str, str] = {"report": "run"}
 # verb: what chooses its settings by the arguments
 CHOOSE: dict[str, Callable[[Sequence[str]], type]] = {"train": train.train_settings}
 
@@ -78,7 +80,10 @@ def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The verb, of one word or two, and the arguments after it. Raises InputError for a verb that does not exist."""
     for words in (2, 1):
         if (verb := " ".join(arguments[:words])) in VERBS:
-            return verb, list(arguments[words:])
+            rest = list(arguments[words:])
+            if verb in FIRST and rest and not rest[0].startswith("-") and not rest[0].endswith((".yaml", ".yml")):
+                rest.insert(0, f"--{FIRST[verb]}")
+            return verb, rest
     if kinds := [name for name in VERBS if name.startswith(f"{verb} ")]:
         raise InputError(f"vlrm {verb} needs to know what: {', '.join(f'vlrm {name}' for name in kinds)}")
     raise InputError(f"unknown command {verb!r}{nearest(verb, VERBS)}")

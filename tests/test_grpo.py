@@ -315,7 +315,7 @@ def test_the_page_is_drawn_from_the_log(whole, tmp_path, capsys):
     running.mkdir()
     alarm = json.dumps({"step": 2, "alarm": "step 2: the reward rose"})
     (running / "metrics.jsonl").write_text((path / "metrics.jsonl").read_text() + alarm + '\n{"step": 7, "rew')
-    assert cli.main(["report", "--run", str(running)]) == 0
+    assert cli.main(["report", str(running)]) == 0
     page = (running / "report.html").read_text()
     assert "Alarm, step 2: the reward rose" in page and "not finished" in page
     assert cli.main(["report", "--run", str(tmp_path)]) == 2 and "has no metrics.jsonl" in capsys.readouterr().err
