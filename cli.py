@@ -11,7 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__
-from .commands import convert, doctor, eval_pairs, eval_ranks, eval_steps, quickstart, search, synth, synth_labels, synth_pairs, train
+from .commands import (
+    convert,
+    doctor,
+    eval_pairs,
+    eval_ranks,
+    eval_steps,
+    quickstart,
+    report,
+    search,
+    synth,
+    synth_labels,
+    synth_pairs,
+    train,
+)
 from .config import help_text, nearest, parse
 from .types import EngineError, InputError
 
@@ -24,6 +37,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "synth merge": (synth_labels.SynthMerge, synth_labels.run_synth_merge),
     "synth pairs": (synth_pairs.SynthPairs, synth_pairs.run_synth_pairs),
     "train": (train.Train, train.run_train),
+    "report": (report.Report, report.run_report),
     "search": (search.Search, search.run_search),
     "convert": (convert.Convert, convert.run_convert),
     "eval pairs": (eval_pairs.EvalPairs, eval_pairs.run_eval_pairs),
@@ -31,6 +45,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "eval ranks": (eval_ranks.EvalRanks, eval_ranks.run_eval_ranks),
     "doctor": (doctor.Doctor, doctor.run_doctor),
 }
+# verb: the key that its first argument stands for, where that is no YAML file
+FIRST: dict[str, str] = {"report": "run"}
 # verb: what chooses its settings by the arguments
 CHOOSE: dict[str, Callable[[Sequence[str]], type]] = {"train": train.train_settings}
 
@@ -81,7 +97,10 @@ def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The verb, of one word or two, and the arguments after it. Raises InputError for a verb that does not exist."""
     for words in (2, 1):
         if (verb := " ".join(arguments[:words])) in VERBS:
-            return verb, list(arguments[words:])
+            rest = list(arguments[words:])
+            if verb in FIRST and rest and not rest[0].startswith("-") and not rest[0].endswith((".yaml", ".yml")):
+                rest.insert(0, f"--{FIRST[verb]}")
+            return verb, rest
     if kinds := [name for name in VERBS if name.startswith(f"{verb} ")]:
         raise InputError(f"vlrm {verb} needs to know what: {', '.join(f'vlrm {name}' for name in kinds)}")
     raise InputError(f"unknown command {verb!r}{nearest(verb, VERBS)}")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ..config import JSON, given, nearest
 from ..types import InputError
-from .common import key, say
+from .common import folder_stamp, key, say
 
 
 @dataclass(kw_only=True)
@@ -25,7 +25,7 @@ class Train:
     model: str = key("model to start from: a folder, a hub name, or the built-in tiny")
     data: str = key("data to train on, in a file (.jsonl, .json, .parquet); preferences and ratings also a folder or a hub id")
     output_dir: str = key("folder for the trained scorer")
-    method: str = key("what to train: gm_prm, vl_prm, paco, bradley_terry, regression, dpo_judge", "gm_prm")
+    method: str = key("what to train: gm_prm, vl_prm, paco, bradley_terry, regression, dpo_judge, or a policy: grpo", "gm_prm")
     eval_data: str | None = key("data that the loss is also measured on", None)
     image_root: str | None = key("folder that image paths are relative to; else the data file's", None)
     scorer_settings: JSON = key('settings stored with the scorer, such as {"aggregation": "min"}', None)
@@ -153,6 +153,53 @@ class TrainPaCo(Train):
     reasons: bool = key("learn the reasons too; false is the fast variant, the verdict alone", True)
 
 
+@dataclass(kw_only=True)
+class TrainGRPO(Train):
+    """Trains a policy with GRPO by TRL, on the scores of any reward models.
+
+    Problems: JSONL or parquet with the columns id, question, images (or image) and answer (null where it is unknown), as vlrm search
+    reads them. Rewards are a mapping in the YAML file, or JSON: {gm_prm: {scorer: runs/gm_prm, weight: 1.0, gate: format}, format: 0.1};
+    policy/rewards/spec.py lists the keys. Shapers spread a completion's advantage over its tokens: {step_advantage: {reward: gm_prm}}. The
+    output folder is what --policy of vlrm search takes; `vlrm report` draws the run. Run again after an interruption, it goes on from its
+    last checkpoint."""
+
+    data: str = key("problems: .jsonl, .json or .parquet")
+    eval_data: str | None = key("problems that rewards and gold accuracy are measured on while training; the best policy is kept", None)
+    scorer_settings: JSON = key("not used: a reward's scorer has its settings in rewards", None)
+    rewards: JSON = key('rewards by name, such as {"answer": 1.0}')
+    shapers: JSON = key('shapers by name with their settings, such as {"first_error": {}}: see policy/shapers', None)
+    group_size: int = key("completions of each problem", 8)
+    temperature: float = key("sampling temperature", 1.0)
+    top_p: float = key("nucleus sampling", 1.0)
+    top_k: int = key("top-k sampling; 0 is off", 0)
+    max_tokens: int = key("longest completion, in tokens", 1024)
+    instruction: str = key("text put after every question, such as how to write the steps and the answer", "")
+    beta: float = key("weight of the KL term against the starting policy", 0.0)
+    loss: str = key("loss_type of TRL", "dapo")
+    scale_rewards: Literal["group", "batch", "none"] = key("what rewards are divided by the spread of", "group")
+    iterations: int = key("optimizer passes over the same completions", 1)
+    use_vllm: bool = key("sample with vLLM", False)
+    vllm_mode: Literal["colocate", "server"] = key("vLLM in this process, or a server", "colocate")
+    grpo: JSON = key('other settings of trl.GRPOConfig, such as {"vllm_gpu_memory_utilization": 0.4}', None)
+    max_pixels: int | None = key("larger pictures are made smaller for the policy", None)
+    together: str | None = key("column of the problems: those with equal values are kept in one batch", None)
+    checker: str = key("checker of the gold accuracy, as in rm/checkers.py", "auto")
+    eval_steps: int | None = key("steps between evaluations on eval_data; else save_steps", None)
+    keep: Literal["best", "last"] = key("the policy that is kept: best on eval_data, or last", "best")
+    blind_every: int = key("every so many steps some completions are scored without their pictures; 0 is never", 10)
+    blind_samples: int = key("how many", 8)
+    alarm_drop: float = key("alarm: gold accuracy this far below its best while the reward has risen", 0.02)
+    alarm_rise: float = key("alarm: by more than this share of its range", 0.0)
+    batch_size: int = key("completions on each device in each forward pass", 16)
+    gradient_accumulation: int = key("batches in an optimizer step", 4)
+    learning_rate: float | None = key("peak learning rate; if none is given 1e-6, with LoRA 1e-5", None)
+    max_length: int | None = key("problems with more prompt tokens are dropped and counted", None)
+    workers: int = key("processes that open pictures", 0)
+    save_steps: int = key("steps between checkpoints; with eval_data one is kept at every evaluation instead", 100)
+    logging_steps: int = key("steps between lines of the log", 1)
+    limit: int | None = key("only the first problems of the file", None)
+
+
 # method: (its settings, the library function that trains it)
 METHODS: dict[str, tuple[type[Train], str]] = {
     "gm_prm": (TrainGMPRM, "vlrm.prm.train:train_gm_prm"),
@@ -161,6 +208,7 @@ METHODS: dict[str, tuple[type[Train], str]] = {
     "dpo_judge": (TrainDPOJudge, "vlrm.rm.train_judge:train_dpo_judge"),
     "regression": (TrainRegression, "vlrm.rm.train_scalar:train_regression"),
     "paco": (TrainPaCo, "vlrm.rm.train_paco:train_paco"),
+    "grpo": (TrainGRPO, "vlrm.policy.grpo_train:train_grpo"),
 }
 # what a method's training function calls its data, where that is not records
 DATA = {"bradley_terry": "preferences", "regression": "ratings", "dpo_judge": "preferences"}
@@ -182,6 +230,8 @@ def train_settings(arguments: Sequence[str]) -> type[Train]:
 
 def train_arguments(settings: Train) -> dict[str, Any]:
     """The settings as arguments of the method's training function."""
+    if isinstance(settings, TrainGRPO):
+        return grpo_arguments(settings)
     arguments = asdict(settings)
     if "verdict_words" in arguments:
         arguments["words"] = arguments.pop("verdict_words") or None
@@ -196,7 +246,24 @@ def train_arguments(settings: Train) -> dict[str, Any]:
     return arguments
 
 
+def grpo_arguments(settings: TrainGRPO) -> dict[str, Any]:
+    """The settings as arguments of `train_grpo`; the problems are read here."""
+    from ..rm.problems import read_problems
+
+    if settings.scorer_settings:
+        raise InputError("scorer_settings is not for --method grpo; write settings into the reward: {prm: {scorer: DIR, settings: {...}}}")
+    arguments = asdict(settings)
+    for name in ("method", "data", "eval_data", "image_root", "limit", "scorer_settings", "lora_settings"):
+        del arguments[name]
+    arguments["problems"] = read_problems(settings.data, image_root=settings.image_root, limit=settings.limit)
+    arguments["eval_problems"] = read_problems(settings.eval_data, image_root=settings.image_root) if settings.eval_data else []
+    arguments["lora"] = settings.lora_settings or settings.lora
+    scorers = {name: reward.get("scorer") if isinstance(reward, dict) else reward for name, reward in settings.rewards.items()}
+    arguments["identity"] = {"scorer_files": {name: folder_stamp(spec) for name, spec in scorers.items() if isinstance(spec, str)}}
+    return arguments
+
+
 def run_train(settings: Train) -> None:
     module, name = METHODS[settings.method][1].split(":")
     getattr(import_module(module), name)(**train_arguments(settings))
-    say(f"trained scorer in {settings.output_dir}")
+    say(f"trained {'policy' if settings.method == 'grpo' else 'scorer'} in {settings.output_dir}")

@@ -29,10 +29,10 @@ CARD = "vlrm.json"
 RUN = "run.json"
 
 
-def finished(output_dir: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The summary of the same run if it is complete in this folder; InputError if another run is."""
+def finished(output_dir: Path, run: Mapping[str, Any], card: str = CARD) -> dict[str, Any] | None:
+    """The summary of the same run if it is complete in this folder; InputError if another run is. `card` is the file written last."""
     try:
-        summary = json.loads((output_dir / CARD).read_text(encoding="utf-8"))["training"]
+        summary = json.loads((output_dir / card).read_text(encoding="utf-8"))["training"]
         old = dict(summary["run"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -40,7 +40,7 @@ def finished(output_dir: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     return summary
 
 
-def prepare_folder(output_dir: Path, run: Mapping[str, Any], resume: bool) -> None:
+def prepare_folder(output_dir: Path, run: Mapping[str, Any], resume: bool, card: str = CARD) -> None:
     """Makes the folder ready for a run; without `resume` what an earlier run left is removed."""
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"{output_dir} is a file; give a folder to write to")
@@ -48,7 +48,7 @@ def prepare_folder(output_dir: Path, run: Mapping[str, Any], resume: bool) -> No
         return  # the first process of a distributed run does it
     work = output_dir / "checkpoints"
     if not resume:
-        (output_dir / CARD).unlink(missing_ok=True)
+        (output_dir / card).unlink(missing_ok=True)
         (output_dir / "metrics.jsonl").unlink(missing_ok=True)
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def prepare_folder(output_dir: Path, run: Mapping[str, Any], resume: bool) -> No
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
-    _write_json(work / RUN, run)
+    write_json(work / RUN, run)
 
 
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], output_dir: Path) -> None:
@@ -78,7 +78,19 @@ def save_scorer(
     keep_checkpoints: bool,
     method: str = "gm_prm",
 ) -> None:
-    """Writes model, processor, card and `vlrm.json`: into a folder aside, then file by file to their places, `vlrm.json` last."""
+    """Writes model, processor, card and `vlrm.json`, the last of them when all else is there."""
+    if method == "step_head" and hasattr(trainer.model, "merge_and_unload"):
+        trainer.model = trainer.model.merge_and_unload()  # servers take no adapters for a head
+    name = summary["run"]["model"]
+    shown = str(Path(name).resolve()) if Path(name).is_dir() else name
+    card = {"scorer": SCORERS[method], "base": shown, "settings": dict(settings), "training": dict(summary), "version": __version__}
+    save_whole(trainer, output_dir, base, _model_card(base, settings, summary, method), card, CARD, keep_checkpoints)
+
+
+def save_whole(
+    trainer: Any, output_dir: Path, base: str, readme: str, card: Mapping[str, Any], name: str = CARD, keep_checkpoints: bool = False
+) -> None:
+    """Writes model, processor and README.md into a folder aside, then file by file to their places, and the card `name` last."""
     from transformers import AutoConfig
 
     aside = output_dir / ".saving"
@@ -94,21 +106,18 @@ def save_scorer(
     if not trainer.is_world_process_zero():
         return
     (aside / "training_args.bin").unlink(missing_ok=True)
-    (aside / "README.md").write_text(_model_card(base, settings, summary, method), encoding="utf-8")
+    (aside / "README.md").write_text(readme, encoding="utf-8")
     for path in sorted(aside.iterdir()):
         if (target := output_dir / path.name).is_dir():
             shutil.rmtree(target)
         os.replace(path, target)
     aside.rmdir()
-    name = summary["run"]["model"]
-    base = str(Path(name).resolve()) if Path(name).is_dir() else name
-    card = {"scorer": SCORERS[method], "base": base, "settings": dict(settings), "training": dict(summary), "version": __version__}
-    _write_json(output_dir / CARD, card)
+    write_json(output_dir / name, card)
     if not keep_checkpoints:
         shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)

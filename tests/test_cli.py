@@ -327,7 +327,8 @@ def test_the_example_of_the_readme_runs(monkeypatch, capsys):
 # accelerate_*.yaml are accelerate's own
 @pytest.mark.parametrize("path", sorted((Path(vlrm.__file__).parent / "configs").glob("[!a]*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_understood(path):
-    verb = next(verb for verb in sorted(cli.VERBS, key=len, reverse=True) if path.name.startswith(f"{verb.replace(' ', '_')}_"))
+    verbs = sorted(cli.VERBS, key=len, reverse=True)
+    verb = next((verb for verb in verbs if path.name.startswith(f"{verb.replace(' ', '_')}_")), "train")  # by its method
     parse(cli.settings_for(verb, [str(path)]), [str(path)])
     for line in re.findall(r"#\s+vlrm (.*)", path.read_text()):
         verb, rest = cli.split_verb(shlex.split(line))

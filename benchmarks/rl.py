@@ -1,0 +1,92 @@
+"""Does a policy learn from a learned reward? `python benchmarks/rl.py --gm_prm runs/quickstart/gm_prm`
+
+GRPO from the tiny policy with one reward each: a trained GM-PRM, a trained VL-PRM (`--vl_prm`, else trained here), the exact answer, and
+the placebo, GM-PRM's scores shuffled inside each group. Equal rollouts, the last policy of every run (no choice by gold answers), exact
+accuracy on held-out problems against the starting policy. Every stage is kept, so a stopped run goes on. Writes benchmarks/results/rl.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from result import RESULTS, claim, write_result
+from rl_common import Shuffled, against, mean, measure, problems_of, rl_options, scorer_of, train_arm
+from strategies import train_scorer
+
+from vlrm import load_engine
+from vlrm.policy.rewards import Reward
+from vlrm.policy.rewards.basic import AnswerReward
+
+ARMS = ("gm_prm", "vl_prm", "answer", "placebo")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    rl_options(parser, "runs/rl", 150)
+    parser.add_argument("--vl_prm", type=Path, help="a folder that vlrm train --method vl_prm wrote; else one is trained")
+    parser.add_argument("--prm_problems", type=int, default=11000, help="problems that the VL-PRM is trained on")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    paths: dict[str, Path | None] = {"gm_prm": args.gm_prm, "vl_prm": vl_prm(args), "answer": None, "placebo": args.gm_prm}
+    loaded: dict[str, Any] = {name: scorer_of(path) for name, path in paths.items() if path and name in args.arms and name != "placebo"}
+    start: list[dict[str, Any]] = []
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in args.arms}
+    for seed in args.seeds:
+        train, _, test = problems_of(args, seed)
+        start += measure(args, args.policy, args.run / f"seed{seed}" / "start", test, seed)
+        for arm in args.arms:
+            scorer = {"answer": AnswerReward(), "placebo": None}.get(arm, loaded.get(arm))
+            if arm == "placebo":
+                scorer = Shuffled(loaded.get("gm_prm") or scorer_of(args.gm_prm), seed)
+            folder = train_arm(args, arm, seed, train, [Reward(arm, scorer)], {arm: paths[arm]})
+            found[arm] += measure(args, folder, folder, test, seed)
+            print(f"seed {seed}, {arm}: {mean(found[arm], 'right')} against {mean(start, 'right')} at the start, so far", flush=True)
+    rows = [row("start", start, start, args)] + [row(arm, found[arm], start, args) for arm in args.arms]
+    claims = []
+    for arm in args.arms:
+        difference, low, high = against(found[arm], start)
+        measured = f"{difference:+} [{low}, {high}]"
+        if arm == "placebo":
+            claims.append(
+                claim("placebo against the starting policy, points", "no gain: the interval does not lie above 0", measured, low <= 0)
+            )
+        else:
+            claims.append(claim(f"{arm} as the only reward against the starting policy, points", "interval above 0", measured, low > 0))
+    if {"gm_prm", "placebo"} <= set(args.arms):
+        difference, low, high = against(found["gm_prm"], found["placebo"])
+        claims.append(claim("gm_prm against the placebo, points", "interval above 0", f"{difference:+} [{low}, {high}]", low > 0))
+    write_result("rl", "python benchmarks/rl.py", args.seeds, args.problems * len(args.seeds), rows, claims, folder=args.folder)
+    for line in rows + claims:
+        print(line)
+
+
+def vl_prm(args: argparse.Namespace) -> Path | None:
+    if args.vl_prm or "vl_prm" not in args.arms:
+        return args.vl_prm
+    sizes = {"train_problems": args.prm_problems, "learning_rate": 8e-4, "batch_size": 32, "base": "tiny"}
+    return train_scorer(argparse.Namespace(run=args.run / "vl_prm", **sizes), load_engine(args.policy))
+
+
+def row(name: str, found: list[dict[str, Any]], start: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
+    """One line of the table: accuracy, what it gained with its interval, each seed's gain, the kinds of first errors, tokens."""
+    size = args.problems
+    seeds = [against(found[i : i + size], start[i : i + size])[0] for i in range(0, len(found), size)]
+    difference, low, high = against(found, start)
+    return {
+        "reward": name,
+        "accuracy": mean(found, "right"),
+        "gain": difference,
+        "ci95": [low, high],
+        "gain of each seed": seeds,
+        "first error perception": mean(found, "perception"),
+        "first error reasoning": mean(found, "reasoning"),
+        "unreadable": mean(found, "unreadable"),
+        "tokens": round(sum(line["tokens"] for line in found) / len(found), 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
