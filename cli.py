@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__
-from .commands import convert, doctor, eval_steps, quickstart, search, synth, synth_labels, train
+from .commands import convert, doctor, eval_steps, quickstart, search, serve, synth, synth_labels, train
 from .config import help_text, nearest, parse
 from .types import EngineError, InputError
 
@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "synth merge": (synth_labels.SynthMerge, synth_labels.run_synth_merge),
     "train": (train.Train, train.run_train),
     "search": (search.Search, search.run_search),
+    "serve": (serve.Serve, serve.run_serve),
     "convert": (convert.Convert, convert.run_convert),
     "eval steps": (eval_steps.EvalSteps, eval_steps.run_eval_steps),
     "doctor": (doctor.Doctor, doctor.run_doctor),

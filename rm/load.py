@@ -1,4 +1,4 @@
-"""Loading a scorer: a folder that `vlrm train` wrote, or the URL of a server that serves such a model."""
+"""Loading a scorer: a folder that `vlrm train` wrote, the URL of a server that serves such a model, or a reward server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def load_scorer(
     method: str = "gm_prm",
     **settings: Any,
 ) -> Scorer:
-    """A scorer from a trained folder, or over an OpenAI-compatible server (`"http://host:port/v1"`).
+    """A scorer from a trained folder, over an OpenAI-compatible server (`"http://host:port/v1"`) that serves its model, or over reward
+    servers (`"reward+http://host:port"`, several with commas; `settings` are those of `RemoteScorer`).
 
     The folder's `vlrm.json` names the scorer class and its settings; `settings` override them (for a URL they are all there is,
     and `method` says which scorer, gm_prm or vl_prm: a trained folder's settings are `read_card(FOLDER)["settings"]`). `engine` is
@@ -35,6 +36,11 @@ def load_scorer(
     unknown settings.
     """
     source, options = os.fspath(path_or_url), dict(engine_options or {})
+    if source.startswith("reward+"):
+        from .remote import RemoteScorer, load_remote
+
+        _check_settings(RemoteScorer, settings, "load_scorer")
+        return load_remote(source, options, settings)
     if source.startswith(("http://", "https://")):
         if method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")

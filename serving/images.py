@@ -25,8 +25,8 @@ MAX_PIXELS = 50_000_000
 def open_image(source: Any, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None) -> Image:
     """An RGB PIL image from a path, a PIL image or the bytes of an image file (the first frame of several).
 
-    Transparent parts become white. `formats` are Pillow's names of those that are read; None is all. Raises InputError for a missing, truncated or unreadable file, for a picture of more
-    than `max_pixels` pixels (before it is decoded), and for any other type.
+    Transparent parts become white. `formats` are Pillow's names of the formats that are read; None is all. Raises InputError for a missing,
+    truncated or unreadable file, for a picture of more than `max_pixels` pixels (before it is decoded), and for any other type.
     """
     from PIL import Image, ImageOps
 

@@ -107,7 +107,7 @@ class RewardServer:
         return any(batcher.busy_since is not None and now - batcher.busy_since > self.limits.stuck_seconds for batcher in self.batchers)
 
     def _judge(self, samples: Sequence[Sample]) -> list[Any]:
-        """In the scorer's thread: for each sample (score, what it cost), or the exception it causes. An engine that fails fails them all."""
+        """In the scorer's thread: for each sample (score, what it cost), or the InputError it causes. An engine that fails fails all."""
         before = self.scorer.usage
         try:
             outcomes = score_apart(self.scorer, samples, catch=Exception)

@@ -49,7 +49,7 @@ def score_to_wire(score: Score, solution: str, usage: Usage = Usage(), batch: in
 
 
 def score_from_wire(record: Mapping[str, Any]) -> Score:
-    """The score that `score_to_wire` wrote; `details["usage"]` is what it cost. Raises KeyError, TypeError or ValueError for anything else."""
+    """The score that `score_to_wire` wrote; `details["usage"]` is what it cost. Raises KeyError, TypeError, ValueError."""
     value = record["value"]
     if value is not None and (isinstance(value, bool) or not math.isfinite(value)):
         raise ValueError(f"{value!r} is not a score")
