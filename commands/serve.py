@@ -50,9 +50,7 @@ class Serve:
     max_pixels: int = key("pixels of a picture; larger ones are refused before they are decoded", 16_777_216)
     max_seconds: float = key("longest time for an answer; what is not scored by then is null", 600.0)
     image_root: str | None = key("folder whose pictures requests may name as file:///...; else none", None)
-    image_hosts: list[str] = key(
-        "hosts whose pictures requests may name as https://...; public addresses only, no redirects; else none", []
-    )
+    image_hosts: list[str] = key("hosts whose pictures requests may name as https://..., at public addresses only; else none", [])
     drain_seconds: int = key("after SIGTERM, longest time for the work that was taken", 60)
     log_level: Literal["debug", "info", "warning", "error"] = key("info has a line for each request", "info")
 
@@ -82,7 +80,7 @@ def run_serve(settings: Serve) -> None:
     sources = Sources(settings.image_hosts, settings.image_root)
     log_to_stderr(settings.log_level)
     scorer = open_scorer(settings)
-    name = settings.name or Path(settings.scorer).name or settings.scorer
+    name = settings.name or (settings.scorer if "://" in settings.scorer else Path(settings.scorer).resolve().name)
     server = RewardServer(
         scorer,
         name=name,
@@ -112,9 +110,7 @@ def read_tokens(settings: Serve) -> list[str]:
     else:
         tokens, where = os.environ.get(settings.token_env, "").split(), f"the environment variable {settings.token_env}"
     if not tokens:
-        raise InputError(
-            f"{where} holds no token; set it (python -c 'import secrets; print(secrets.token_urlsafe())'), or give --token_file"
-        )
+        raise InputError(f"{where} holds no token; set it (openssl rand -hex 32 makes one), or give --token_file")
     if short := [token for token in tokens if len(token) < 8]:
         raise InputError(f"{where}: a token must have at least 8 characters, one has {len(short[0])}")
     return tokens

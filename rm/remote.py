@@ -38,7 +38,7 @@ class RemoteScorer:
 
     Samples of one problem travel together, its pictures once. The first call, or `check()`, raises InputError for a wrong token or scorer
     and EngineError where no server answers; later calls raise nothing of the kind. `usage` is what the servers spent for these scores;
-    `counts` has samples, unscored, retries, hedged, busy, failed, refused, gave_up, mixed_up (answers that belonged elsewhere).
+    `max_steps`, once a server was met, is the served scorer's. `counts` has samples, unscored, retries, hedged, busy, failed, refused, gave_up, mixed_up (answers that belonged elsewhere).
     """
 
     def __init__(
@@ -67,7 +67,6 @@ class RemoteScorer:
         self.timeout, self.connect, self.per_request, self.meta = timeout, connect, per_request, meta
         self.usage = Usage()
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.max_steps: int | None = None
         self._lock = threading.Lock()
         self._meeting: asyncio.Lock | None = None
 
@@ -188,7 +187,7 @@ def _body(samples: Sequence[Sample], urls: dict[Any, str], meta: bool) -> bytes:
 
 
 def _data_url(image: Any, urls: dict[Any, str]) -> str:
-    """The picture as it will be read there: PNG and JPEG files as they are, everything else as a PNG. Raises InputError for a damaged one."""
+    """The picture as it will be read there: PNG and JPEG files as they are, others as a PNG. Raises InputError for a damaged one."""
     key = image_key(image)
     if key not in urls:
         data = Path(image).read_bytes() if isinstance(image, (str, os.PathLike)) and Path(image).is_file() else image

@@ -11,7 +11,8 @@ import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,6 +20,14 @@ from ..types import InputError
 
 PORTS = {"http": 80, "https": 443}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+@contextmanager
+def closing(handle: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 class Sources:
@@ -58,10 +67,11 @@ class Sources:
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             raise refused from None
-        with os.fdopen(handle, "rb") as file:
+        with closing(handle):
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise refused
-            data = file.read(max_bytes + 1)
+            with open(handle, "rb", closefd=False) as file:
+                data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise InputError(f"the picture has more than the limit of {max_bytes:,} bytes; make it smaller")
         return data

@@ -5,6 +5,7 @@ Plain ASGI, so that nothing of a request is read before it may be.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -60,6 +61,10 @@ class Guard:
             await self.app(scope, receive, answer)
         except Refused as refused:
             await refuse(answer, refused.status, str(refused), id, refused.headers)
+        except asyncio.CancelledError:  # the server ends before the work is done
+            if not status:
+                await refuse(answer, 503, "the server has ended; ask another one, or again later", id, {"Retry-After": "1"})
+            raise
         except Exception:
             LOG.exception("%s failed", id)
             if not status:

@@ -47,12 +47,12 @@ class RewardClient:
     def __init__(
         self,
         urls: Sequence[str],
-        token: str | None,
-        concurrency: int,
-        attempt: float,
-        hedge: float | None,
-        backoff: float,
-        expect: str | None,
+        token: str | None = None,
+        concurrency: int = 64,
+        attempt: float = 120.0,
+        hedge: float | None = None,
+        backoff: float = 0.25,
+        expect: str | None = None,
     ):
         self.replicas = [Replica(url) for url in urls]
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
@@ -217,9 +217,7 @@ class RewardClient:
         if response.status_code in (401, 403):
             raise InputError(f"{url} answers {response.status_code}; give token= or set VLRM_TOKEN to the server's token")
         if response.status_code == 404:
-            raise InputError(
-                f"{url} is not there: this is no reward server; for an OpenAI-compatible server leave `reward+` out of the URL"
-            )
+            raise InputError(f"{url} is not there: no reward server; for an OpenAI-compatible one leave `reward+` out of the URL")
         if response.status_code != 200:
             raise EngineError(f"{url} answers {response.status_code}: {server_words(response.text)}")
         try:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 
+from ..types import InputError
 from .reward_server import RewardServer
 
 KEEP_ALIVE = 30  # seconds; longer than our client keeps an idle connection, so that it does not write into a closing one
@@ -24,7 +26,7 @@ class _Uvicorn(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            host, port = sockets[0].getsockname()[:2]
             self.said(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     def handle_exit(self, sig: int, frame: Any) -> None:
@@ -37,12 +39,12 @@ def run_server(
 ) -> None:
     """Serves until a signal; `started` is told the URL once requests are taken (port 0 takes a free one).
 
-    After `drain_seconds`, or at a second signal, work that is still open is given up: its clients see a lost connection.
+    After `drain_seconds`, or at a second signal, work that is still open is given up: its clients see a lost connection. Raises
+    InputError where the address cannot be had.
     """
+    listening = _bound(host, port)
     config = uvicorn.Config(
         server.app,
-        host=host,
-        port=port,
         http="h11",  # it bounds the size of a request's head
         ws="none",
         lifespan="on",
@@ -57,7 +59,18 @@ def run_server(
     # uvicorn sends itself the signal again when it is done; by then it has been obeyed.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    _Uvicorn(config, server, started).run()
+    _Uvicorn(config, server, started).run([listening])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot listen on {host}, port {port} ({error}); choose another --host or --port") from None
+    return listening
 
 
 def log_to_stderr(level: str) -> None:
