@@ -37,8 +37,9 @@ class RemoteScorer:
     - `meta`: whether `Problem.meta` is sent too, for a scorer that reads it.
 
     Samples of one problem travel together, its pictures once. The first call, or `check()`, raises InputError for a wrong token or scorer
-    and EngineError where no server answers; later calls raise nothing of the kind. `usage` is what the servers spent for these scores;
-    `max_steps`, once a server was met, is the served scorer's. `counts` has samples, unscored, retries, hedged, busy, failed, refused, gave_up, mixed_up (answers that belonged elsewhere).
+    and EngineError where no server answers; later calls raise nothing of the kind. `max_steps`, once a server was met, is the served
+    scorer's. `usage` is what the servers spent for these scores; `counts` has samples, unscored, retries, hedged, busy, failed, refused,
+    gave_up and mixed_up (answers that belonged elsewhere).
     """
 
     def __init__(

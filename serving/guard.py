@@ -16,6 +16,8 @@ import uuid
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import h11
+
 from .telemetry import Telemetry
 
 LOG = logging.getLogger("vlrm.serve")
@@ -54,7 +56,10 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", id.encode()), *ALWAYS]}
-            await send(message)
+            try:
+                await send(message)
+            except h11.LocalProtocolError:  # the client broke the protocol meanwhile, and has its 400 from uvicorn
+                status = 400
 
         try:
             self._check(scope["path"], headers, given, named)
