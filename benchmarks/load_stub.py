@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--token", required=True)
     parser.add_argument("--seen", type=Path, required=True)
+    parser.add_argument("--port", type=int, default=0)
     args = parser.parse_args()
     package = Path(vlrm.__file__)
     own = (sys.prefix, sys.base_prefix, str(package.parent), str(package.resolve().parent), "/proc/self", "/proc/stat")
@@ -60,7 +61,7 @@ def main() -> None:
     log_to_stderr("warning")
     limits = Limits(body=1 << 20, image_bytes=1 << 19, image_pixels=1_000_000, solutions=16, text=10_000)
     server = RewardServer(Stub(), tokens=[args.token], limits=limits, search=lambda problems: [{"answer": p.question} for p in problems])
-    run_server(server, port=0, drain_seconds=10, started=started)
+    run_server(server, port=args.port, drain_seconds=10, started=started)
     watching = False
     leave()
 
