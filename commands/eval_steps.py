@@ -18,7 +18,7 @@ class EvalSteps:
     again after an interruption, it goes on where it stopped. `--scorer none` measures the baselines alone."""
 
     data: str = key("file of solutions with step labels: .jsonl, .json or .parquet")
-    scorer: str = key("folder that vlrm train wrote, a URL, or none")
+    scorer: str = key("folder that vlrm train wrote, a URL, reward+http://host:port of vlrm serve, or none")
     output: str = key("folder for the results")
     format: str = key("format of the data: auto, or a name from prm/importers.py", "auto")
     scorer_engine: Literal["transformers", "vllm"] = key("engine for a scorer folder", "transformers")

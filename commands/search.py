@@ -21,7 +21,9 @@ class Search:
     problems: str = key("file of problems: .jsonl, .json or .parquet")
     policy: str = key("policy engine: transformers:PATH, vllm:PATH, http://host:port/v1, or tiny-policy")
     output: str = key("JSONL file for the results")
-    scorer: str | None = key("folder that vlrm train wrote, or a URL; self_consistency needs none", None)
+    scorer: str | None = key(
+        "folder that vlrm train wrote, a URL, or reward+http://host:port of vlrm serve; self_consistency needs none", None
+    )
     method: Literal[
         "self_consistency", "best_of_n", "weighted_best_of_n", "refined_best_of_n", "one_shot", "guided_greedy", "beam_search", "dvts"
     ] = key("search method", "refined_best_of_n")

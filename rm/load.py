@@ -1,4 +1,4 @@
-"""Loading a scorer: a folder that `vlrm train` wrote, or the URL of a server that serves such a model."""
+"""Loading a scorer: a folder that `vlrm train` wrote, the URL of a server that serves such a model, or a reward server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def load_scorer(
     method: str = "gm_prm",
     **settings: Any,
 ) -> Scorer:
-    """A scorer from a trained folder, over an OpenAI-compatible server (`"http://host:port/v1"`), or any model (`"vllm:PATH"`).
+    """A scorer from a trained folder, over an OpenAI-compatible server (`"http://host:port/v1"`) that serves its model, over reward
+    servers (`"reward+http://host:port"`, several with commas; `settings` are those of `RemoteScorer`), or any model (`"vllm:PATH"`).
 
     The folder's `vlrm.json` names the scorer class and its settings; `settings` override them. For a URL, and for a model as it comes,
     named "transformers:PATH" or "vllm:PATH", they are all there is, and `method` says which scorer, a key of `METHODS` (a trained
@@ -42,6 +43,11 @@ def load_scorer(
     folder that training has not finished, and unknown settings.
     """
     source, options = os.fspath(path_or_url), dict(engine_options or {})
+    if source.startswith("reward+"):
+        from .remote import RemoteScorer, load_remote
+
+        check_settings(RemoteScorer, settings, "load_scorer")
+        return load_remote(source, options, settings)
     if source.startswith(("http://", "https://", "transformers:", "vllm:")):
         if method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")

@@ -65,10 +65,10 @@ class Client:
             else:
                 if response.status_code == 200:
                     return _json(url, response.text)
-                problem = f"{url} answers {response.status_code}: {_message(response.text)}"
+                problem = f"{url} answers {response.status_code}: {server_words(response.text)}"
                 if response.status_code != 429 and response.status_code < 500:
                     raise _refusal(response.status_code, problem)
-                wait = max(wait, _retry_after(response.headers.get("retry-after")))
+                wait = max(wait, retry_after(response.headers.get("retry-after")))
             if attempt < self.retries:
                 await asyncio.sleep(wait)
         tried = f" (tried {self.retries + 1} times)" if self.retries else ""
@@ -113,10 +113,10 @@ def _json(url: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise EngineError(f"{url} answers something that is not JSON: {_message(text)}; does the URL end in /v1?") from error
+        raise EngineError(f"{url} answers something that is not JSON: {server_words(text)}; does the URL end in /v1?") from error
 
 
-def _message(text: str) -> str:
+def server_words(text: str) -> str:
     """The server's own words on one line, 200 characters at most."""
     import json
 
@@ -144,7 +144,7 @@ def _unreachable(url: str, error: Exception, timeout: float) -> str:
     return f"{url} cannot be reached ({reason}); is the server running, and are host and port right?"
 
 
-def _retry_after(value: str | None) -> float:
+def retry_after(value: str | None) -> float:
     """Seconds from a Retry-After header (a number or a date), at most LONGEST_WAIT; 0 where there is none."""
     if not value:
         return 0.0

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000
 
 
-def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image:
+def open_image(source: Any, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None) -> Image:
     """An RGB PIL image from a path, a PIL image or the bytes of an image file (the first frame of several).
 
-    Transparent parts become white. Raises InputError for a missing, truncated or unreadable file, for a picture of more
-    than `max_pixels` pixels (before it is decoded), and for any other type.
+    Transparent parts become white. `formats` are Pillow's names of the formats that are read; None is all. Raises InputError for a missing,
+    truncated or unreadable file, for a picture of more than `max_pixels` pixels (before it is decoded), and for any other type.
     """
     from PIL import Image, ImageOps
 
     with _clear_errors(source, max_pixels):
-        picture = _open_header(source, max_pixels)
+        picture = _open_header(source, max_pixels, formats)
         picture.load()
         picture = ImageOps.exif_transpose(picture)
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -40,26 +40,28 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image:
         return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def check_image(source: Any, max_pixels: int = MAX_PIXELS) -> None:
-    """Raises InputError for what `open_image` refuses, as far as a file's header tells. Quick: nothing is decoded."""
+def check_image(source: Any, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None) -> int:
+    """The number of pixels. Raises InputError for what `open_image` refuses, as far as a file's header tells. Quick: nothing is decoded."""
     with _clear_errors(source, max_pixels):
-        picture = _open_header(source, max_pixels)
+        picture = _open_header(source, max_pixels, formats)
+        pixels = picture.width * picture.height
         if picture is not source:
             picture.close()
+        return pixels
 
 
-def _open_header(source: Any, max_pixels: int) -> Image:
+def _open_header(source: Any, max_pixels: int, formats: Sequence[str] | None = None) -> Image:
     from PIL import Image
 
     if isinstance(source, Image.Image):
         picture = source
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        picture = Image.open(io.BytesIO(source))
+        picture = Image.open(io.BytesIO(source), formats=formats)
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.is_file():
             raise InputError(f"{_name(source)} {'is a folder' if path.is_dir() else 'does not exist'}; give the path of an image file")
-        picture = Image.open(path)
+        picture = Image.open(path, formats=formats)
     else:
         raise InputError(f"an image must be a path, a PIL image or bytes, got {type(source).__name__}")
     if picture.width * picture.height > max_pixels:
@@ -83,7 +85,7 @@ def _clear_errors(source: Any, max_pixels: int) -> Iterator[None]:
         raise InputError(f"{_name(source)} is not an image that Pillow can read; convert it to PNG or JPEG") from error
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError) as error:
+    except Exception as error:  # Pillow's decoders raise of every kind, struct.error and MemoryError among them
         raise InputError(f"{_name(source)} is truncated or damaged ({error}); replace the file") from error
 
 

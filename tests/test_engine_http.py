@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from vlrm.serving import Request, load_engine
-from vlrm.serving.http_client import _retry_after
+from vlrm.serving.http_client import retry_after
 from vlrm.types import EngineError, InputError
 
 HELLO = Request([{"role": "user", "content": "hello"}], max_tokens=5)
@@ -125,9 +125,9 @@ def test_retry_after_is_respected(fake):
 
 
 def test_retry_after_as_a_date_and_as_nonsense():
-    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert _retry_after("Wed, 21 Oct 2115 07:28:00 GMT") == 60
-    assert _retry_after("soon") == _retry_after(None) == 0
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert retry_after("Wed, 21 Oct 2115 07:28:00 GMT") == 60
+    assert retry_after("soon") == retry_after(None) == 0
 
 
 def test_lasting_500_is_one_clear_line(fake):
