@@ -311,7 +311,7 @@ class Killed(Exception):
 
 
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(tiny, tmp_path, monkeypatch):
-    from vlrm.prm import sft
+    from vlrm.rm import sft
 
     settings = {**QUICK, "epochs": 2, "save_steps": 2, "logging_steps": 1, "keep_checkpoints": True}  # 8 steps
     whole = train_gm_prm(tiny, RECORDS, tmp_path / "whole", **settings)
