@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--weak_prm", type=Path, help="the PRM to be hacked; else one is trained on few problems")
     parser.add_argument("--weak_problems", type=int, default=600)
     parser.add_argument("--hack_steps", type=int, default=400)
-    parser.add_argument("--hack_rate", type=float, default=5e-4)
+    parser.add_argument("--hack_rate", type=float, default=2e-4)
     parser.add_argument("--eval_steps", type=int, default=10)
     parser.add_argument("--fall", type=float, default=0.05, help="a fall of gold accuracy that the alarm must precede")
     parser.add_argument("--folder", type=Path, default=RESULTS)

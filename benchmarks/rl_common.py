@@ -35,7 +35,7 @@ def rl_options(parser: argparse.ArgumentParser, run: str, steps: int) -> None:
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--completions", type=int, default=64)
     parser.add_argument("--group_size", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=2e-4)
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--max_tokens", type=int, default=140)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
