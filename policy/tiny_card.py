@@ -155,8 +155,10 @@ def outside(card: dict[str, Any], other: dict[str, Any]) -> list[str]:
     theirs = {(row["checkpoint"], row["task"], row["world"]): row for row in other["rows"]}
     found = []
     for row in card["rows"]:
-        same = theirs[row["checkpoint"], row["task"], row["world"]]
-        if not same["ci95"][0] <= row["share"] <= same["ci95"][1]:
+        same = theirs.get((row["checkpoint"], row["task"], row["world"]))
+        if same is None:
+            found.append(f"{row['checkpoint']}, {row['task']}, {row['world']}: is not in the other card")
+        elif not same["ci95"][0] <= row["share"] <= same["ci95"][1]:
             found.append(f"{row['checkpoint']}, {row['task']}, {row['world']}: {row['share']} outside {same['ci95']} ({same['share']})")
     return found
 

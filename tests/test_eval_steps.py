@@ -280,7 +280,7 @@ def test_the_command_without_a_scorer_and_what_it_refuses(data, tmp_path, capsys
     out = capsys.readouterr().out
     assert "always right" in out and "12 solutions with step labels of 12 rows" in out and "95 % interval" not in out
     assert not (tmp_path / "out" / "scores.jsonl").exists()
-    assert cli.main(["eval"]) == 2 and "vlrm eval needs to know what: vlrm eval steps" in capsys.readouterr().err
+    assert cli.main(["eval"]) == 2 and "vlrm eval needs to know what: vlrm eval " in capsys.readouterr().err
     assert cli.main(["eval", "answers"]) == 2 and "vlrm eval steps" in capsys.readouterr().err
     assert cli.main(["eval", "steps", "--help"]) == 0 and "vlrm eval steps [CONFIG.yaml]" in capsys.readouterr().out
     assert cli.main([*arguments, "--threshold", "2"]) == 2 and "threshold must lie between 0 and 1" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def test_accelerate_reads_the_configs(name):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(ROOT / "configs" / f"accelerate_{name}.yaml"))
-    assert config.distributed_type.value == {"fsdp": "FSDP", "deepspeed": "DEEPSPEED", "cpu": "MULTI_CPU"}[name]
+    assert config.distributed_type.value == {"fsdp": "FSDP", "deepspeed": "DEEPSPEED", "cpu": "MULTI_GPU"}[name]
 
 
 @pytest.fixture(scope="module")
