@@ -24,7 +24,7 @@ ARMS = ("gm_prm", "vl_prm", "answer", "placebo")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    rl_options(parser, "runs/rl", 150)
+    rl_options(parser, "runs/rl", 120)
     parser.add_argument("--vl_prm", type=Path, help="a folder that vlrm train --method vl_prm wrote; else one is trained")
     parser.add_argument("--prm_problems", type=int, default=11000, help="problems that the VL-PRM is trained on")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))

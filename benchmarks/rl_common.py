@@ -33,9 +33,9 @@ def rl_options(parser: argparse.ArgumentParser, run: str, steps: int) -> None:
     parser.add_argument("--problems", type=int, default=300, help="held-out problems for each seed")
     parser.add_argument("--samples", type=int, default=4, help="samples of a policy for each held-out problem")
     parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--completions", type=int, default=64)
+    parser.add_argument("--completions", type=int, default=256)
     parser.add_argument("--group_size", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--learning_rate", type=float, default=3e-5)
     parser.add_argument("--max_tokens", type=int, default=140)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
@@ -63,7 +63,7 @@ def train_arm(
     """The folder of the trained policy; a finished run is not repeated, an interrupted one goes on. `scorers`: the files it hangs on."""
     folder = args.run / f"seed{seed}" / arm
     settings: dict[str, Any] = {
-        "max_steps": args.steps, "batch_size": args.completions // 2, "gradient_accumulation": 2, "group_size": args.group_size,
+        "max_steps": args.steps, "batch_size": args.completions // 4, "gradient_accumulation": 4, "group_size": args.group_size,
         "learning_rate": args.learning_rate, "max_tokens": args.max_tokens, "schedule": "constant_with_warmup", "seed": seed,
         "keep": "last", "save_steps": 25, **recipe,
     }  # fmt: skip
