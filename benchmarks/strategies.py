@@ -37,6 +37,8 @@ ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "guided greedy": ("guided_greedy", {}, {"aggregation": "min"}, "vl_prm"),
     "beam search": ("beam_search", {}, {"aggregation": "min"}, "vl_prm"),
     "dvts": ("dvts", {}, {"aggregation": "min"}, "vl_prm"),
+    "beam search, rank min": ("beam_search", {"rank": "min"}, {"aggregation": "min"}, "vl_prm"),
+    "dvts, rank min": ("dvts", {"rank": "min"}, {"aggregation": "min"}, "vl_prm"),
 }
 POOLED = ("self_consistency", "best_of_n", "one_shot", "refined_best_of_n")
 
@@ -185,7 +187,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.2), sharey=True)
-    for arm in ARMS:
+    for number, arm in enumerate(ARMS):
         own = [line for line in rows if line["strategy"] == arm]
         for axis, cost in zip(
             axes, (lambda line: line["policy tokens"], lambda line: line["scorer tokens read"] + line["scorer tokens written"]), strict=True
@@ -197,14 +199,16 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
                     [mid - low for mid, (low, _) in zip(y, ci, strict=True)],
                     [high - mid for mid, (_, high) in zip(y, ci, strict=True)],
                 ]
-                axis.errorbar(x, y, yerr=spans, marker="o", markersize=4, capsize=2, linewidth=1.2, label=arm)
+                axis.errorbar(
+                    x, y, yerr=spans, marker="os^"[number // 10], markersize=4, capsize=2, linewidth=1.2, label=arm, color=f"C{number % 10}"
+                )
     for axis, label in zip(axes, ("policy tokens a problem", "scorer tokens a problem"), strict=True):
         axis.set_xscale("log")
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, % (95 % interval)")
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="center right")
+    figure.tight_layout(rect=(0, 0, 0.84, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
