@@ -155,9 +155,8 @@ def main() -> None:
                     gain > 0 and p < 0.05,
                 )
             )
-    write_result(
-        "strategies", "python benchmarks/strategies.py", args.seeds, args.problems * len(args.seeds), rows, claims, folder=args.folder
-    )
+    command = "python benchmarks/strategies.py" + (" --gm_prm DIR" if args.gm_prm else "")
+    write_result("strategies", command, args.seeds, args.problems * len(args.seeds), rows, claims, folder=args.folder)
     plot(rows, args.folder / "strategies.png")
     for line in rows + claims:
         print(line)
