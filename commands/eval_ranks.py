@@ -13,12 +13,14 @@ from .common import fitting, folder_stamp, key, progress, say
 class EvalRanks:
     """Measures how well a scorer ranks pictures by their consistency with a reference picture.
 
-    Data: ConsistencyRank's consistency_full_rank.jsonl, or rows of reference, candidates and order as vlrm synth pairs writes them.
+    Data: ConsistencyRank's consistency_full_rank.jsonl, EditReward-Bench (two edits of a picture), or rows of reference, candidates and
+    order as vlrm synth pairs writes them.
     Prints and writes accuracy, Kendall, Spearman (in the published convention and the standard one), T1B1 and footrule, each with its
-    interval, beside chance and the similarity of the pixels; the output folder gets results.json and scores.jsonl. Run again after an
-    interruption, it goes on where it stopped. `--scorer none` measures the baselines alone."""
+    interval, beside chance and the similarity of the pixels, for EditReward-Bench also its accuracies by task type; the output folder gets
+    results.json, scores.jsonl, and report.html with the worst rankings. Run again after an interruption, it goes on where it stopped.
+    `--scorer none` measures the baselines alone."""
 
-    data: str = key("file of rankings: .jsonl, .json or .parquet")
+    data: str = key("rankings: .jsonl, .json or .parquet file, folder that datasets saved, or hub id")
     scorer: str = key("folder that vlrm train wrote, a URL, an untrained model as transformers:PATH, or none")
     output: str = key("folder for the results")
     scorer_engine: Literal["transformers", "vllm"] = key("engine for a scorer folder", "transformers")
@@ -29,10 +31,12 @@ class EvalRanks:
     )
     ties: Literal["random", "file"] = key("order of equal scores: by lot, or as in the file", "random")
     image_root: str | None = key("folder that image paths are relative to; else as the data's form has it", None)
-    limit: int | None = key("only the first rows of the file", None)
+    split: str | None = key("split of a data set that has several", None)
+    limit: int | None = key("only the first rows", None)
     chunk: int = key("pairs scored together, and saved together", 256)
     resamples: int = key("bootstrap resamples of groups", 10000)
     seed: int = key("seed of the resampling and of tied scores", 0)
+    worst: int = key("worst rankings on the page", 30)
 
 
 def run_eval_ranks(settings: EvalRanks) -> None:
@@ -48,7 +52,7 @@ def run_eval_ranks(settings: EvalRanks) -> None:
             with fitting("scorer_options", settings.scorer):
                 return pair_scorer(settings.scorer, settings.scorer_engine, settings.scorer_options, settings.scorer_settings)
 
-    names = ("instruction", "ties", "image_root", "limit", "chunk", "resamples", "seed")
+    names = ("instruction", "ties", "image_root", "limit", "split", "chunk", "resamples", "seed", "worst")
     with progress("pairs", None) as done:
         results = evaluate_ranks(
             settings.data,
@@ -60,7 +64,7 @@ def run_eval_ranks(settings: EvalRanks) -> None:
             loaded=lambda total: done(0, total),
         )
     print_rank_figures(results)
-    say(f"results in {settings.output}")
+    say(f"results and report.html in {settings.output}")
 
 
 def pair_scorer(scorer: str, engine: str, options: dict[str, Any], settings: dict[str, Any]) -> Any:
@@ -87,6 +91,8 @@ def print_rank_figures(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..rm.rank_report import edit_rows, figure_rows
+
     said = f"{results['instances']} instances of {results['groups']} groups"
     for name, count in {**results["counts"], **results.get("unscored", {})}.items():
         said += f"; {name}: {count}"
@@ -98,15 +104,13 @@ def print_rank_figures(results: dict[str, Any]) -> None:
         )
     if not results["metrics"]:
         return
-    lines = list(results["metrics"])
-    table = Table()
-    for index, column in enumerate(["metric", *lines]):
-        table.add_column(column, justify="right" if index else "left")
-    for metric in results["metrics"][lines[0]]:
-        table.add_row(metric, *(_shown(results["metrics"][line][metric]) for line in lines))
-    Console().print(table)
-
-
-def _shown(figure: dict[str, Any]) -> str:
-    low_high = f" ({figure['ci95'][0]:.3f} to {figure['ci95'][1]:.3f})" if "ci95" in figure else ""
-    return f"{figure['value']:.3f}{low_high}"
+    tables = [figure_rows(results["metrics"])]
+    if results.get("edits"):
+        tables.append(edit_rows(results["edits"]))
+    for head, rows in tables:
+        table = Table()
+        for index, column in enumerate(head):
+            table.add_column(column, justify="right" if index else "left")
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)

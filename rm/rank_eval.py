@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..types import InputError, Scorer
+from .edit_metrics import edit_figures
 from .rank_metrics import METRICS, chance, predicted_order, rank_figures
+from .rank_report import write_rank_report
 from .ranks import RankItem, read_ranks
 from .scoring import score_samples
 from .similarity import PixelSimilarity
@@ -68,15 +70,17 @@ def evaluate_ranks(
     ties: str = "random",
     image_root: str | os.PathLike[str] | None = None,
     limit: int | None = None,
+    split: str | None = None,
     chunk: int = 64,
     resamples: int = 10_000,
     seed: int = 0,
+    worst: int = 30,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] = lambda done: None,
     loaded: Callable[[int], None] = lambda total: None,
 ) -> dict[str, Any]:
     """Ranks every instance of `data` and returns what `output/results.json` holds; `scores.jsonl` beside it is what an interrupted run goes
-    on from.
+    on from, report.html shows the figures and the `worst` rankings with their pictures; pictures/ holds those that were inside the data.
 
     `scorer` makes the scorer (None: the baselines alone). `instruction`: see `RankItem.samples`; `ties`: see `instance_figures`. An
     instance without a true order, or with a candidate that could not be scored, is left out and counted; the baselines stand on the same
@@ -89,7 +93,7 @@ def evaluate_ranks(
         raise InputError(f"instruction must be own, ask, theme or criteria, got {instruction!r}")
     if ties not in ("random", "file"):
         raise InputError(f"ties must be random or file, got {ties!r}")
-    found = read_ranks(data, image_root, limit)
+    found = read_ranks(data, image_root, limit, split, output / "pictures")
     items = [item for item in found if item.order is not None]
     counts["dropped: instance without an order"] = len(found) - len(items)
     if not items:
@@ -130,13 +134,26 @@ def evaluate_ranks(
         results["metrics"]["chance"] = {
             name: {"value": math.fsum(count * chance(n)[name] for n, count in sizes.items()) / len(kept)} for name in METRICS
         }
+    cases: list[tuple[RankItem, Sequence[float], float]] = []
     if rows:
         results |= cost(rows)
+        results["edits"] = edit_results([(items[k], values[k]) for k in kept])
+        taus = {k: line["kendall"] for k, line in zip(kept, lines["scorer"], strict=True)} if kept else {}
+        cases = [(items[k], values[k], tau) for k, tau in sorted(taus.items(), key=lambda pair: pair[1])[:worst] if tau < 1]
     results["seconds"] = round(time.perf_counter() - started, 1)
     part = output / ".results.json.tmp"
     part.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, output / "results.json")
+    write_rank_report(output / "report.html", results, cases)
     return results
+
+
+def edit_results(scored: Sequence[tuple[RankItem, Any]]) -> dict[str, Any]:
+    """`edit_figures` of the instances that EditReward-Bench's columns made; {} where there are none."""
+    edits = [
+        (item.meta, value, item.order) for item, value in scored if item.task != "ask" and {"dimension", "task_type"} <= item.meta.keys()
+    ]
+    return edit_figures(*map(list, zip(*edits, strict=True))) if edits else {}
 
 
 def cost(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

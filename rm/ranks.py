@@ -1,4 +1,4 @@
-"""Ranking instances: a reference picture and candidates, ranked by how consistent they are with it. Read from two forms of file.
+"""Ranking instances: a reference picture and candidates, ranked by how consistent they are with it. Read from three forms of data.
 
 Our own, as JSONL, JSON or parquet, with the columns id, reference, candidates (list), order (indices of the candidates, the most
 consistent first; null where nobody has ranked them), and if need be question, task (see `paco_prompt`), criteria, group, prompt.
@@ -6,23 +6,30 @@ consistent first; null where nobody has ranked them), and if need be question, t
 ConsistencyRank's (arXiv 2512.04784): `consistency_full_rank.jsonl` of {folder, ref_image, comp_images, rank_images}, the last in order of
 rank, pictures in `images/FOLDER/`, and beside it `prompt_data.jsonl` of {idx, prompt, criteria}. How a folder names its idx is not
 documented: we take a column `idx`, else the folder's name, else the number that it begins with (inferred).
+
+EditReward-Bench's (arXiv 2509.23909): key (of both edits), instruction, input_image, output_images (two, the better one first), task_type,
+dimension. Its own script makes an edit as large as its original before it is scored; here the model's processor sees it as it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..types import InputError, Problem, Sample
+from .datasets import open_dataset
+from .edit_metrics import DIMENSIONS
 from .paco_prompt import PAIR, QUESTIONS
 from .rows import read_rows, write_jsonl
 
 _COLUMNS = ("id", "reference", "candidates", "order", "question", "task", "group")
 _RELEASED = ("folder", "ref_image", "comp_images", "rank_images")
+_EDITS = ("key", "instruction", "input_image", "output_images", "task_type", "dimension")
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,8 @@ class RankItem:
             raise InputError(
                 f"instance {self.id}: order must name each of the {len(self.candidates)} candidates once, from 0, got {list(self.order)}"
             )
-        if self.task not in QUESTIONS:
-            raise InputError(f"instance {self.id}: unknown task {self.task!r}; there are {', '.join(QUESTIONS)}")
+        if self.task not in (*QUESTIONS, "edit"):
+            raise InputError(f"instance {self.id}: unknown task {self.task!r}; there are {', '.join([*QUESTIONS, 'edit'])}")
 
     def samples(self, instruction: str = "own") -> list[Sample]:
         """A sample for each candidate, the reference first. `instruction`: "own" asks the item's question as its task says; "ask", "theme"
@@ -69,33 +76,74 @@ class RankItem:
         return self.meta[name]
 
 
-def read_ranks(path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None, limit: int | None = None) -> list[RankItem]:
-    """The instances of a file of either form, the first `limit` if it is given. Raises InputError that names file, line and column."""
+def read_ranks(
+    source: str | os.PathLike[str],
+    image_root: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    split: str | None = None,
+    keep: str | os.PathLike[str] | None = None,
+) -> list[RankItem]:
+    """The instances of a file, folder or hub id of any form (see `vlrm.rm.datasets.open_dataset`), the first `limit` if it is given.
+    Pictures inside the data are written to the folder `keep`, each once, so that none of them stays in memory; without it they do. Raises
+    InputError that names place and column."""
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
-    path, items, lines = Path(path), [], {}
+    path, items, lines = Path(source), [], {}
+    if path.is_file() or path.suffix in (".jsonl", ".json", ".parquet"):
+        rows, folder = read_rows(path, "rankings"), path.parent
+    else:
+        found, _, folder = open_dataset(source, split, "rankings")
+        rows = enumerate(found, start=1)
+    images = Images(Path(image_root) if image_root is not None else None, folder, None if keep is None else Path(keep))
     prompts: dict[str, Mapping[str, Any]] | None = None
-    for line, row in read_rows(path, "rankings"):
+    for line, row in rows:
         if limit is not None and len(items) == limit:
             break
         try:
             if "ref_image" in row:
-                prompts = _prompts(path.parent / "prompt_data.jsonl") if prompts is None else prompts
-                item = _released(row, line, Path(image_root) if image_root is not None else path.parent / "images", prompts)
+                prompts = _prompts(folder / "prompt_data.jsonl") if prompts is None else prompts
+                item = _released(row, line, images.root or folder / "images", prompts)
             else:
-                item = rank_from_row(row, Path(image_root) if image_root is not None else path.parent)
+                item = _edit(row, images) if "output_images" in row else rank_from_row(row, images)
             if item.id in lines:
                 raise InputError(f"{item.id!r} is also the id in line {lines[item.id]}; give every instance its own id")
         except InputError as error:
-            raise InputError(f"{path}, line {line}: {error}") from None
+            raise InputError(f"{source}, line {line}: {error}") from None
         lines[item.id] = line
         items.append(item)
     if not items:
-        raise InputError(f"{path}: holds no rankings")
+        raise InputError(f"{source}: holds no rankings")
     return items
 
 
-def rank_from_row(row: Mapping[str, Any], root: Path) -> RankItem:
+@dataclass(frozen=True)
+class Images:
+    """Where a row's pictures are: paths are relative to `root`, else to the data's folder; encoded ones go to `keep`."""
+
+    root: Path | None
+    folder: Path
+    keep: Path | None = None
+
+    def __call__(self, image: Any) -> Any:
+        if isinstance(image, Mapping):
+            image = image.get("bytes") or image.get("path")
+        if isinstance(image, bytes):
+            return image if self.keep is None else str(self._kept(image, self.keep))
+        if not isinstance(image, str) or not image:
+            raise InputError(f"pictures must be paths or encoded images, got {image!r:.100}")
+        return str((self.root or self.folder) / image)
+
+    def _kept(self, data: bytes, folder: Path) -> Path:
+        path = folder / hashlib.sha1(data).hexdigest()
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            part.write_bytes(data)
+            os.replace(part, path)
+        return path
+
+
+def rank_from_row(row: Mapping[str, Any], image: Callable[[Any], Any]) -> RankItem:
     for column in ("id", "reference", "candidates"):
         if row.get(column) is None:
             raise InputError(f"column {column} is missing; a ranking has the columns id, reference, candidates and order")
@@ -104,8 +152,8 @@ def rank_from_row(row: Mapping[str, Any], root: Path) -> RankItem:
         raise InputError(f"column order must hold the candidates' indices, the most consistent first, got {order!r}")
     return RankItem(
         str(row["id"]),
-        _image(row["reference"], root),
-        [_image(image, root) for image in row["candidates"]],
+        image(row["reference"]),
+        [image(candidate) for candidate in row["candidates"]],
         None if order is None else tuple(order),
         row.get("question") or PAIR,
         row.get("task") or "ask",
@@ -156,15 +204,22 @@ def _released(row: Mapping[str, Any], line: int, images: Path, prompts: Mapping[
     )
 
 
+def _edit(row: Mapping[str, Any], image: Callable[[Any], Any]) -> RankItem:
+    for column in _EDITS:
+        if row.get(column) is None:
+            raise InputError(f"column {column} is missing; EditReward-Bench has the columns {', '.join(_EDITS)}")
+    keys, edits, dimension = row["key"], row["output_images"], row["dimension"]
+    for column in ("key", "output_images"):
+        if not isinstance(row[column], Sequence) or isinstance(row[column], (str, bytes)) or len(row[column]) != 2:
+            raise InputError(f"column {column} must hold two, the better edit first")
+    if dimension not in DIMENSIONS:
+        raise InputError(f"column dimension must be one of {', '.join(DIMENSIONS)}, got {dimension!r}")
+    meta = {"dimension": dimension, "task_type": str(row["task_type"])}
+    id, task = f"{dimension}/{keys[0]}/{keys[1]}", DIMENSIONS[dimension]
+    return RankItem(
+        id, image(row["input_image"]), [image(edit) for edit in edits], (0, 1), str(row["instruction"]), task, str(row["instruction"]), meta
+    )
+
+
 def _prompts(path: Path) -> dict[str, Mapping[str, Any]]:
     return {str(row["idx"]): row for _, row in read_rows(path, "prompts") if "idx" in row} if path.is_file() else {}
-
-
-def _image(image: Any, root: Path) -> Any:
-    if isinstance(image, Mapping):
-        image = image.get("bytes") or image.get("path")
-    if isinstance(image, bytes):
-        return image
-    if not isinstance(image, str) or not image:
-        raise InputError(f"pictures must be paths, got {image!r}")
-    return str(root / image)

@@ -26,7 +26,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     import pyarrow.parquet
 
     try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except pyarrow.ArrowException as error:
         raise InputError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); write it again") from None

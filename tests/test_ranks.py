@@ -1,10 +1,13 @@
-"""Rankings: metrics by hand in both conventions, files of both forms, evaluation with intervals, the command."""
+"""Rankings: metrics by hand in both conventions, files of every form, evaluation with intervals, the command."""
 
 from __future__ import annotations
 
+import io
 import json
 from itertools import permutations
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from scipy.stats import kendalltau, spearmanr
@@ -158,6 +161,60 @@ def test_our_own_form_comes_back_as_it_was(tmp_path):
         read_ranks(tmp_path / "twice.jsonl")
 
 
+def edits(path, **change):
+    """Rows in EditReward-Bench's form: encoded pictures of one shade each; the better edit stands first."""
+
+    def picture(shade):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (shade,) * 3).save(buffer, format="PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    shades = [("prompt_following", "color_alter", 200, 100), ("prompt_following", "color_alter", 100, 200),
+              ("prompt_following", "extract", 90, 90), ("consistency", "extract", 90, 80), ("overall", "extract", 10, 20)]  # fmt: skip
+    rows = [
+        {"key": [f"{k}a", f"{k}b"], "instruction": f"make it {kind}", "input_image": picture(250), "dimension": dimension,
+         "output_images": [picture(better), picture(worse)], "task_type": kind, **change}
+        for k, (dimension, kind, better, worse) in enumerate(shades)
+    ]  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def test_editreward_bench_is_read_and_counted_as_published(tmp_path):
+    path = edits(tmp_path / "bench.parquet")
+    first, *others = read_ranks(path, keep=tmp_path / "kept")
+    assert first.order == (0, 1) and first.id == "prompt_following/0a/0b" and first.group == "make it color_alter"
+    assert [item.task for item in others[1:]] == ["edit_following", "edit_consistency", "edit"]
+    assert len({item.reference for item in [first, *others]}) == 1 and len(list((tmp_path / "kept").iterdir())) == 7
+    assert isinstance(read_ranks(path)[0].reference, bytes)
+    found = evaluate_ranks(path, tmp_path / "out", Bright, resamples=50)["edits"]
+    # colours: one of two right; extract: a tie, wrong by > and right by >=. The mean is over task types, not pairs.
+    assert found["prompt_following"]["task_types"]["color_alter"] == {"strict": 0.5, "at_least": 0.5, "pairs": 2}
+    assert (found["prompt_following"]["strict"], found["prompt_following"]["at_least"]) == (0.25, 0.75)
+    assert found["consistency"]["strict"] == 1 and found["overall"]["at_least"] == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "mean over task types" in page and "prompt following &gt;=" in page
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"dimension": "looks"}, "column dimension must be one of prompt_following"),
+    ({"key": ["one"]}, "column key must hold two"),
+    ({"instruction": None}, "column instruction is missing"),
+])  # fmt: skip
+def test_faults_of_edits_name_their_line(tmp_path, change, message):
+    with pytest.raises(InputError, match=f"line 1: {message}"):
+        read_ranks(edits(tmp_path / "bench.parquet", **change))
+
+
+def test_a_folder_that_datasets_saved_is_read(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_parquet(str(edits(tmp_path / "bench.parquet"))).save_to_disk(tmp_path / "saved")
+    assert [item.id for item in read_ranks(tmp_path / "saved")] == [item.id for item in read_ranks(tmp_path / "bench.parquet")]
+    with pytest.raises(InputError, match="does not exist"):
+        read_ranks("./nowhere")
+
+
 # Evaluation
 
 
@@ -189,6 +246,9 @@ def test_a_scorer_is_measured_beside_pixels_and_chance(tmp_path):
     assert results["scorer - pixels"]["accuracy"] == {"difference": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
     assert (results["instances"], results["groups"], results["prompt_tokens"], results["order_gap"]) == (2, 2, 40, 0.25)
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(results))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The 1 worst rankings" in page and "0009_cat/2" in page and "0007_fox/1" not in page  # the first is right, so no case
+    assert page.count("<img") == 5 and "src='http" not in page
 
 
 def test_what_is_not_scored_is_left_out_and_counted(tmp_path):
