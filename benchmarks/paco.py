@@ -33,7 +33,7 @@ from vlrm.rm.scoring import score_samples
 from vlrm.rm.similarity import EmbeddingSimilarity, PixelSimilarity
 from vlrm.rm.stats import cluster_bootstrap
 
-STYLE = {"ending": "", "marks": ("", "")}  # the tiny model needs no more words
+STYLE = {"ending": "", "marks": ("", ""), "words": ("+", "-")}  # the tiny model needs no more words, and knows + from its dialogues
 TRAINED = {"PaCo-Reward": {"alpha": 0.1}, "no verdict weight": {"alpha": None}, "swapped pairs": {"alpha": 0.1}}
 MEASURED = (*TRAINED, "another reference", "untrained base", "pixels", "embeddings")
 

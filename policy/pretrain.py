@@ -6,7 +6,8 @@ given a picture and a solution, corrupted at random, it writes each claim beside
 data beyond what the policy saw (a share of the very same samples is replayed so that it does not forget), so a critic
 made from it is held to the policy's own solving ability. It has never seen a verdict or a correction: those are what
 training a GM-PRM teaches. `tiny-checker` goes on from `tiny` with dialogues of checking: it answers facts and steps of solutions
-with +, or with what is true instead. It is what scorers that answer at once are made from (VL-PRM, scalar heads).
+with +, or with what is true instead. It is what scorers that answer at once are made from (VL-PRM, scalar heads). `tiny-pairs` goes
+on from there with two pictures of the consistency world: what each shows, and + or what the second shows. A PaCo-Reward is made from it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, Tr
 
 from ..data_synth.checks import check_claims, check_facts, check_steps
 from ..data_synth.corrupt import corrupted
+from ..data_synth.pair_dialogues import PAIR_DIALOGUES, pair_pictures
 from ..data_synth.teacher import comparison
 from ..data_synth.worlds import WORLDS, sample_scene
 from ..data_synth.worlds.base import format_solution, right_solution
@@ -78,9 +80,9 @@ class Samples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         task = self.task(index)
-        if task in DIALOGUES:
-            ids, labels, picture = self.dialogue(task, random.Random(f"{self.seed} {task} {index}"))
-            return {"ids": ids, "labels": labels, "pixels": pixels(picture)}
+        if task in DIALOGUES or task in PAIR_DIALOGUES:
+            ids, labels, pictures = self.dialogue(task, random.Random(f"{self.seed} {task} {index}"))
+            return {"ids": ids, "labels": labels, "pixels": torch.stack([pixels(picture) for picture in pictures])}
         if task == "solve":
             number = index % self.stage.replay if self.stage.replay else index
             prompt, target, picture = solving_sample(number)
@@ -97,21 +99,26 @@ class Samples(Dataset):
             picture = world.draw(scene, rng)
         head = self.tokenizer(f"<|user|>{IMAGE}{prompt}<|end|><|assistant|>").input_ids
         tail = self.tokenizer(f"{target}<|end|>").input_ids
-        return {"ids": head + tail, "labels": [-100] * len(head) + tail, "pixels": pixels(picture)}
+        return {"ids": head + tail, "labels": [-100] * len(head) + tail, "pixels": pixels(picture)[None]}
 
-    def dialogue(self, task: str, rng: random.Random) -> tuple[list[int], list[int], Any]:
-        """Token ids of a dialogue of checking, labels at its answers alone, and the picture."""
-        world = rng.choice(list(WORLDS.values()))
-        scene = sample_scene(world, "train", rng)
-        turns = DIALOGUES[task](world, scene, rng)
+    def dialogue(self, task: str, rng: random.Random) -> tuple[list[int], list[int], list[Any]]:
+        """Token ids of a dialogue of checking, labels at its answers alone, and its pictures."""
+        if task in PAIR_DIALOGUES:
+            turns, figures = PAIR_DIALOGUES[task](rng)
+            stated, pictures = [text for text, _ in turns], pair_pictures(figures, rng)
+        else:
+            world = rng.choice(list(WORLDS.values()))
+            scene = sample_scene(world, "train", rng)
+            turns = DIALOGUES[task](world, scene, rng)
+            stated, pictures = stated_turns(task, world, scene, turns), [world.draw(scene, rng)]
         ids: list[int] = []
         labels: list[int] = []
-        for k, (text, (_, answer)) in enumerate(zip(stated_turns(task, world, scene, turns), turns, strict=True)):
-            asked = self.tokenizer(f"<|user|>{IMAGE if k == 0 else ''}{text}<|end|><|assistant|>").input_ids
+        for k, (text, (_, answer)) in enumerate(zip(stated, turns, strict=True)):
+            asked = self.tokenizer(f"<|user|>{IMAGE * len(pictures) if k == 0 else ''}{text}<|end|><|assistant|>").input_ids
             said = self.tokenizer(answer).input_ids
             ids += [*asked, *said, *self.tokenizer("<|end|>").input_ids]
             labels += [-100] * len(asked) + said + [-100]
-        return ids, labels, world.draw(scene, rng)
+        return ids, labels, pictures
 
 
 def stated_turns(task: str, world: Any, scene: Any, turns: Sequence[tuple[str, str]]) -> list[str]:
@@ -158,7 +165,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         "input_ids": ids_BT,
         "labels": labels_BT,
         "attention_mask": mask_BT,
-        "pixel_values": torch.stack([row["pixels"] for row in rows])[:, None],
+        "pixel_values": torch.stack([row["pixels"] for row in rows]),
     }
 
 
@@ -239,7 +246,21 @@ CHECKER = Stage(
     samples=96_000,
     learning_rate=1.5e-3,
 )
-STAGES = {"tiny-policy": POLICY, "tiny-copy": COPY, "tiny-mark": MARK, "tiny-read": READ, "tiny": BASE, "tiny-checker": CHECKER}
+PAIRS = Stage(
+    {"pair readings": 0.6, "pairs": 0.4},
+    {"pair readings": 0.1, "pairs": 0.8, "pair signs": 0.1},
+    samples=48_000,
+    learning_rate=1.5e-3,
+)
+STAGES = {
+    "tiny-policy": POLICY,
+    "tiny-copy": COPY,
+    "tiny-mark": MARK,
+    "tiny-read": READ,
+    "tiny": BASE,
+    "tiny-checker": CHECKER,
+    "tiny-pairs": PAIRS,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data_synth.checks import RIGHT
+from ..data_synth.consistency_world import DIMENSIONS
 from ..data_synth.corrupt import corrupted
+from ..data_synth.pair_dialogues import PAIR_DIALOGUES, pair_pictures
 from ..data_synth.teacher import comparison
 from ..data_synth.worlds import WORLDS, sample_scene
 from ..data_synth.worlds.base import answer_of, format_solution, right_solution
@@ -42,17 +44,22 @@ TASKS = {
     "checking claims, wrong": "wrong ones that are answered with what is true",
     "checking steps, right": "right steps of corrupted solutions that are answered with +",
     "checking steps, wrong": "wrong ones that are not",
+    "reading pairs": "what each of two pictures shows in a dimension",
+    "comparing pairs, agree": "pictures that agree in a dimension, answered with +",
+    "comparing pairs, differ": "those that do not, answered with what the second shows",
 }
-SKILLS = {"tiny-policy": ("solving",), "tiny": ("solving", "comparing"), "tiny-checker": ("checking",)}
+SKILLS = {"tiny-policy": ("solving",), "tiny": ("solving", "comparing"), "tiny-checker": ("checking",), "tiny-pairs": ("pairs",)}
 
 
 def measure(path: Path, skills: Sequence[str], n: int, seed: int) -> list[dict[str, Any]]:
     """The rows of one checkpoint's card, by task and world: `n` held-out pictures (split test) of each world.
 
-    `skills`: solving, comparing, checking; captions are always measured."""
+    `skills`: solving, comparing, checking, each with captions; or pairs alone, whose "worlds" are the consistency world's dimensions."""
     engine = load_engine(str(path))
-    rows = []
-    for name, world in WORLDS.items():
+    found: list[tuple[str, str, list[float]]] = []
+    if "pairs" in skills:
+        found = [(task, dimension, values) for (task, dimension), values in pairs(engine, n, random.Random(f"card {seed}")).items()]
+    for name, world in WORLDS.items() if "pairs" not in skills else ():
         rng = random.Random(f"card {seed} {name}")
         scenes = [sample_scene(world, "test", rng) for _ in range(n)]
         pictures = [world.draw(scene, rng) for scene in scenes]
@@ -66,11 +73,13 @@ def measure(path: Path, skills: Sequence[str], n: int, seed: int) -> list[dict[s
             shares |= comparing(engine, world, scenes, pictures, rng)
         if "checking" in skills:
             shares |= checking(engine, world, scenes, pictures, rng)
-        for task, values in shares.items():
-            low, high = bootstrap_ci(values)
-            row = {"checkpoint": path.name, "task": task, "world": name, "n": len(values)}
-            rows.append(row | {"share": round(sum(values) / len(values), 4), "ci95": [round(low, 4), round(high, 4)]})
+        found += [(task, name, values) for task, values in shares.items()]
     engine.close()
+    rows = []
+    for task, name, values in found:
+        low, high = bootstrap_ci(values)
+        row = {"checkpoint": path.name, "task": task, "world": name, "n": len(values)}
+        rows.append(row | {"share": round(sum(values) / len(values), 4), "ci95": [round(low, 4), round(high, 4)]})
     return rows
 
 
@@ -90,27 +99,45 @@ def comparing(engine: Engine, world: Any, scenes: Sequence[Any], pictures: Seque
 
 
 def checking(engine: Engine, world: Any, scenes: Sequence[Any], pictures: Sequence[Any], rng: random.Random) -> dict[str, list[float]]:
-    """For each answer of the dialogues of checking whether it is right; the earlier answers of the dialogue are the right ones.
-
-    An answer is as many tokens as the right one has: where to end was not taught."""
-    tokenizer = build_tokenizer()
+    """For each answer of the dialogues of checking whether it is right."""
     shares: dict[str, list[float]] = {}
     for task in ("facts", "claims", "steps"):
         dialogues = [DIALOGUES[task](world, scene, rng) for scene in scenes]
-        requests, wanted = [], []
-        for scene, picture, turns in zip(scenes, pictures, dialogues, strict=True):
-            messages: list[dict[str, Any]] = []
-            for text, (_, answer) in zip(stated_turns(task, world, scene, turns), turns, strict=True):
-                image = [] if messages else [{"type": "image"}]
-                messages = [*messages, {"role": "user", "content": [*image, {"type": "text", "text": text}]}]
-                requests.append(Request(messages, [picture], max_tokens=len(tokenizer(answer).input_ids)))
-                wanted.append(answer)
-                messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        for completions, answer in zip(engine.generate(requests), wanted, strict=True):
-            said = completions[0].text.strip()
+        stated = [stated_turns(task, world, scene, turns) for scene, turns in zip(scenes, dialogues, strict=True)]
+        shown = [
+            (list(zip(texts, (a for _, a in turns), strict=True)), [p]) for texts, turns, p in zip(stated, dialogues, pictures, strict=True)
+        ]
+        for _, answer, said in replies(engine, shown):
             hit = said != RIGHT if task == "steps" and answer != RIGHT else said == answer.strip()
             shares.setdefault(f"checking {task}, {'right' if answer == RIGHT else 'wrong'}", []).append(float(hit))
     return {task: shares[task] for task in TASKS if task in shares}
+
+
+def pairs(engine: Engine, n: int, rng: random.Random) -> dict[tuple[str, str], list[float]]:
+    """(task, dimension) -> whether each answer about two held-out pictures is right."""
+    shares: dict[tuple[str, str], list[float]] = {}
+    for task in ("pair readings", "pairs"):
+        dialogues = [PAIR_DIALOGUES[task](rng, "test") for _ in range(n)]
+        for text, answer, said in replies(engine, [(turns, pair_pictures(figures, rng)) for turns, figures in dialogues]):
+            dimension = next(d for d in DIMENSIONS if d in text)
+            name = "reading pairs" if task == "pair readings" else f"comparing pairs, {'agree' if answer == RIGHT else 'differ'}"
+            shares.setdefault((name, dimension), []).append(float(said == answer.strip()))
+    return {key: shares[key] for key in sorted(shares, key=lambda key: (list(TASKS).index(key[0]), DIMENSIONS.index(key[1])))}
+
+
+def replies(engine: Engine, dialogues: Sequence[tuple[Sequence[tuple[str, str]], Sequence[Any]]]) -> list[tuple[str, str, str]]:
+    """(what was stated, the right answer, the model's) of every turn of dialogues with their pictures; the earlier answers of a dialogue
+    are the right ones. An answer is as many tokens as the right one has: where to end was not taught."""
+    tokenizer, requests, asked = build_tokenizer(), [], []
+    for turns, pictures in dialogues:
+        messages: list[dict[str, Any]] = []
+        for text, answer in turns:
+            images = [] if messages else [{"type": "image"} for _ in pictures]
+            messages = [*messages, {"role": "user", "content": [*images, {"type": "text", "text": text}]}]
+            requests.append(Request(messages, list(pictures), max_tokens=len(tokenizer(answer).input_ids)))
+            asked.append((text, answer))
+            messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    return [(*turn, found[0].text.strip()) for turn, found in zip(asked, engine.generate(requests), strict=True)]
 
 
 def answers(engine: Engine, prompts: Sequence[str], pictures: Sequence[Any], temperature: float = 0.0, seed: int = 0) -> list[str]:
@@ -140,14 +167,19 @@ def lines_right(said: str, gold: str, *starts: str, holding: str = "") -> float:
 
 
 def markdown(card: dict[str, Any]) -> str:
-    """The card as a table: a line for each checkpoint and task, a column for each world, shares in % with their intervals."""
+    """The card as tables: a line for each checkpoint and task, a column for each world, then one for each dimension of pairs; shares in %
+    with their intervals."""
     cells = {(row["checkpoint"], row["task"], row["world"]): row for row in card["rows"]}
-    lines = ["| checkpoint | task | " + " | ".join(WORLDS) + " |", "| --- | --- |" + " --: |" * len(WORLDS)]
-    for checkpoint, task in dict.fromkeys((row["checkpoint"], row["task"]) for row in card["rows"]):
-        found = [cells.get((checkpoint, task, world)) for world in WORLDS]
-        shown = [f"{100 * row['share']:.1f} ({100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f})" if row else "" for row in found]
-        lines.append(f"| {checkpoint} | {task} | " + " | ".join(shown) + " |")
-    return "\n".join(lines) + "\n"
+    tables = []
+    for columns in (tuple(WORLDS), DIMENSIONS):
+        names = dict.fromkeys((row["checkpoint"], row["task"]) for row in card["rows"] if row["world"] in columns)
+        lines = ["| checkpoint | task | " + " | ".join(columns) + " |", "| --- | --- |" + " --: |" * len(columns)]
+        for checkpoint, task in names:
+            found = [cells.get((checkpoint, task, column)) for column in columns]
+            shown = [f"{100 * row['share']:.1f} ({100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f})" if row else "" for row in found]
+            lines.append(f"| {checkpoint} | {task} | " + " | ".join(shown) + " |")
+        tables += ["\n".join(lines) + "\n"] if names else []
+    return "\n".join(tables)
 
 
 def outside(card: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -163,11 +195,14 @@ def outside(card: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return found
 
 
-def write_card(folder: Path, n: int = 300, seed: int = 0) -> dict[str, Any]:
-    """Measures the checkpoints of the folder and writes `card.json` and the table in `README.md`."""
-    rows = [row for name, skills in SKILLS.items() for row in measure(folder / name, skills, n, seed)]
+def write_card(folder: Path, n: int = 300, seed: int = 0, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Measures the checkpoints of the folder and writes `card.json` and the table in `README.md`; with `only` some checkpoints' figures are
+    measured anew and the others' are kept."""
+    kept = json.loads((folder / "card.json").read_text()) if only else {"rows": [], "built": None}
+    found = {name: measure(folder / name, skills, n, seed) for name, skills in SKILLS.items() if not only or name in only}
+    rows = [row for name in SKILLS for row in found.get(name, [row for row in kept["rows"] if row["checkpoint"] == name])]
     built = folder / "built.json"
-    card = {"built": json.loads(built.read_text()) if built.exists() else None, "tasks": TASKS, "seed": seed, "rows": rows}
+    card = {"built": json.loads(built.read_text()) if built.exists() else kept["built"], "tasks": TASKS, "seed": seed, "rows": rows}
     replace(folder / "card.json", json.dumps(card, indent=1) + "\n")
     text = (folder if (folder / "README.md").exists() else CHECKPOINTS).joinpath("README.md").read_text()
     replace(folder / "README.md", TABLE.sub(lambda match: match[1] + markdown(card) + match[2], text))
@@ -185,9 +220,10 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--n", type=int, default=300, help="pictures of each world")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=list(SKILLS), default=[], help="measure these checkpoints anew; else all")
     parser.add_argument("--against", type=Path, help="card.json of another build")
     args = parser.parse_args()
-    card = write_card(args.folder, args.n, args.seed)
+    card = write_card(args.folder, args.n, args.seed, args.only)
     print(markdown(card))
     if args.against is None:
         return 0

@@ -11,15 +11,14 @@ from ..types import InputError
 from .engine import Engine
 
 _TINY = Path(__file__).parent.parent / "policy" / "checkpoints"
-TINY = ("tiny", "tiny-policy", "tiny-checker")
+TINY = ("tiny", "tiny-policy", "tiny-checker", "tiny-pairs")
 _FORMS = '"transformers:PATH", "vllm:PATH", "http://host:port/v1" or "tiny"'
 
 
 def load_engine(spec: str, adapter: str | Path | None = None, **options: Any) -> Engine:
     """The engine that `spec` names.
 
-    - `"transformers:PATH"`: a folder or a hub name (org/name); also just a folder, or `tiny`, `tiny-policy`, `tiny-checker`, that
-      vlrm ships;
+    - `"transformers:PATH"`: a folder or a hub name (org/name); also just a folder, or one of `TINY`, that vlrm ships;
     - `"vllm:PATH"`: vLLM in this process;
     - `"http://host:port/v1"`: any OpenAI-compatible server; several URLs separated by commas share the work, and
       `#MODEL` at the end names the model if the server has several.

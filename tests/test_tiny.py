@@ -118,3 +118,34 @@ def test_dialogues_of_checking_answer_with_the_truth(processor):
         ids, labels, _ = stage.dialogue(task, random.Random(5))
         text = processor.tokenizer.decode([token for token, label in zip(ids, labels, strict=True) if label != -100])
         assert "+" in text and "<|" not in text and len(ids) == len(labels)
+
+
+def test_dialogues_about_pairs_answer_with_the_truth(processor):
+    from vlrm.data_synth.consistency_world import DIMENSIONS
+    from vlrm.data_synth.pair_dialogues import compare_pair, read_pair
+    from vlrm.policy.pretrain import PAIRS, Samples, collate
+
+    answers = set()
+    for i in range(60):
+        turns, (first, second) = compare_pair(random.Random(i))
+        assert {text for text, _ in turns} == {f"{d}?" for d in DIMENSIONS}
+        for text, answer in turns:
+            d = text[:-1]
+            assert answer == ("+" if first.values[d] == second.values[d] else f" {second.values[d]}")
+            answers.add(answer == "+")
+        signs, _ = compare_pair(random.Random(i), signs=True)
+        assert [answer == "+" for _, answer in signs] == [answer == "+" for _, answer in turns]
+        readings, figures = read_pair(random.Random(i))
+        assert sorted(answer[1:] for _, answer in readings) == sorted(f.values[d] for f in figures for d in DIMENSIONS)
+    assert answers == {True, False}
+    stage = Samples(PAIRS, 4, 0, processor.tokenizer)
+    batch = collate([stage[i] for i in range(4)])
+    assert batch["pixel_values"].shape == (4, 2, 3, 96, 96) and not torch.equal(batch["pixel_values"][0, 0], batch["pixel_values"][0, 1])
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": turns[0][0]}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    from vlrm.data_synth.pair_dialogues import pair_pictures
+
+    shown = pair_pictures([first, second], random.Random(0))
+    inputs = processor(text=[text], images=[shown], return_tensors="pt")
+    ids, _, _ = stage.dialogue("pairs", random.Random(59))
+    assert inputs["input_ids"][0].tolist() == ids[: inputs["input_ids"].shape[1]]  # training asks as a scorer will
