@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with dev.parquet and hidden.parquet")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", default="tiny-checker")
     parser.add_argument("--whole", action="store_true", help="one picture instead of its three boxes")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=32)

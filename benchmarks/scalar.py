@@ -66,7 +66,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", default="tiny-checker")
     parser.add_argument("--policy", help="engine that solutions are sampled from, such as tiny-policy; else they are corrupted")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--train", type=int, default=12000, help="problems of each seed")
