@@ -1,9 +1,9 @@
-"""Does a scalar head learn which solution is right? `python benchmarks/scalar.py --work runs/scalar`
+"""Does a scalar head learn what is right? `python benchmarks/scalar.py --work runs/scalar`
 
-For each seed: preferences from the worlds (a right and a wrong solution of one problem, of like length), a Bradley-Terry head and a
-generative judge trained on the same pairs from the same base, both measured on held-out pairs of each world, with the picture, without it
-and with another's, beside always taking the longer solution. Every stage is kept in --work and goes on where it stopped. Writes
-benchmarks/results/scalar.json.
+For each seed: preferences from the worlds, between statements about a picture and between whole solutions of like length; a Bradley-Terry
+head and (of statements) a generative judge trained on the same pairs from the same base, measured on held-out pairs of each world, the head
+also without the picture and with another's, beside always taking the longer answer. Every stage is kept in --work and goes on where it
+stopped. Writes benchmarks/results/scalar.json.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from result import claim, write_result
 
-from vlrm import load_engine, load_scorer
+from vlrm import load_scorer
 from vlrm.data_synth import WORLDS
 from vlrm.data_synth.preferences import make_preferences
 from vlrm.rm.pair_eval import evaluate_pair_file
@@ -26,13 +26,13 @@ from vlrm.rm.train_judge import train_dpo_judge
 from vlrm.rm.train_scalar import train_bradley_terry
 
 METHODS = {"scalar": train_bradley_terry, "judge": train_dpo_judge}
+JOBS = {"statements": ("scalar", "judge"), "solutions": ("scalar",)}
 
 
-def preferences(args: argparse.Namespace, seed: int, split: str, n: int) -> Path:
-    folder = args.work / f"seed{seed}" / split
+def preferences(args: argparse.Namespace, of: str, seed: int, split: str) -> Path:
+    folder, n = args.work / of / f"seed{seed}" / split, getattr(args, split) // (4 if of == "statements" else 1)
     if not (folder / "preferences.jsonl").exists():
-        policy = load_engine(args.policy) if args.policy else None
-        print(split, seed, make_preferences(list(WORLDS), split, n, seed, folder, policy=policy, samples=args.samples))
+        print(split, seed, make_preferences(list(WORLDS), split, n, seed, folder, of=of))
     return folder / "preferences.jsonl"
 
 
@@ -42,12 +42,12 @@ def outcomes(folder: Path, name: str = "comparisons") -> dict[str, float]:
     return {row["id"]: value.get(row["said"], 0.5) for _, row in read_rows(folder / f"{name}.jsonl")}
 
 
-def one_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, dict[str, float]]]:
+def one_seed(args: argparse.Namespace, of: str, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     """Arm -> pair id -> outcome."""
-    train, test = preferences(args, seed, "train", args.train), preferences(args, seed, "test", args.test)
+    train, test = preferences(args, of, seed, "train"), preferences(args, of, seed, "test")
     arms: dict[str, dict[str, float]] = {}
-    for name in args.methods:
-        folder, out = args.work / f"seed{seed}" / name, args.work / f"seed{seed}" / f"{name}_eval"
+    for name in JOBS[of]:
+        folder, out = args.work / of / f"seed{seed}" / name, args.work / of / f"seed{seed}" / f"{name}_eval"
         own: dict[str, Any] = {"centre": 0.01} if name == "scalar" else {"sft_weight": 1.0, "orders": "random", "instructions": "Better?"}
         rate = args.learning_rate if name == "scalar" else args.judge_learning_rate
         options = {"epochs": args.epochs, "batch_size": args.batch_size, "learning_rate": rate}
@@ -55,7 +55,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, dict[st
         METHODS[name](args.model, train, folder, freeze_vision=False, **options, **own)
         blind = ("removed", "other") if name == "scalar" else ()
         found = evaluate_pair_file(test, out, lambda folder=folder: load_scorer(folder), blind=blind, settings={"scorer": name}, seed=seed)
-        print(seed, name, {key: figure and round(figure["value"], 3) for key, figure in found["metrics"]["figures"].items()})
+        print(of, seed, name, {key: figure and round(figure["value"], 3) for key, figure in found["metrics"]["figures"].items()})
         arms[name] = outcomes(out)
         arms |= {f"{name}, picture {how}": outcomes(out, f"comparisons.{how}") for how in blind}
     sizes = {p.problem.id: (len(p.chosen.split()), len(p.rejected.split())) for p in read_preferences(test)}
@@ -63,49 +63,45 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, dict[st
     return {"arms": arms, "worlds": {p.problem.id: p.group for p in read_preferences(test)}}
 
 
+def add(of: str, world: str, seeds: dict[int, Any], rows: list[dict[str, Any]], claims: list[dict[str, Any]]) -> None:
+    """The table's lines and the claims of one world, or of all."""
+    keys = [(s, id) for s, found in seeds.items() for id, own in found["worlds"].items() if world in ("all", own)]
+    values = {arm: [seeds[s]["arms"][arm].get(id, 0.5) for s, id in keys] for arm in next(iter(seeds.values()))["arms"]}
+    for arm, right in values.items():
+        low, high = paired_bootstrap(right, [0.0] * len(right))[1:]
+        by_seed = [round(float(np.mean([v for v, (s, _) in zip(right, keys, strict=True) if s == seed])), 3) for seed in seeds]
+        row = {"pairs of": of, "world": world, "arm": arm, "pairs": len(right), "accuracy": round(float(np.mean(right)), 4)}
+        rows.append(row | {"ci95": [round(low, 4), round(high, 4)], "seeds": by_seed})
+    for other in [arm for arm in values if arm != "scalar"]:
+        # What is undecided counts half, so a test on right and wrong alone would not be fair.
+        gap, low, high = paired_bootstrap(values["scalar"], values[other], level=0.99)
+        goal = "reported" if other == "judge" else "> 0, 99 % interval above 0"
+        measured = f"{100 * gap:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+        claims.append(claim(f"{of}, {world}: scalar head - {other}", goal, measured, other == "judge" or low > 0))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", default="tiny-checker")
-    parser.add_argument("--policy", help="engine that solutions are sampled from, such as tiny-policy; else they are corrupted")
-    parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--train", type=int, default=12000, help="problems of each seed")
+    parser.add_argument("--of", nargs="+", default=list(JOBS), choices=list(JOBS))
+    parser.add_argument("--train", type=int, default=12000, help="pairs of each seed, at most")
     parser.add_argument("--test", type=int, default=600)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--judge-learning-rate", type=float, default=2e-4)
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, help="folder for results/scalar.json; else the repository's")
     args = parser.parse_args()
-    seeds = {seed: one_seed(args, seed) for seed in args.seeds}
-    rows, claims = [], []
-    for world in ("all", *WORLDS):
-        keys = [(s, id) for s, found in seeds.items() for id, own in found["worlds"].items() if world in ("all", own)]
-        values = {arm: [seeds[s]["arms"][arm].get(id, 0.5) for s, id in keys] for arm in seeds[args.seeds[0]]["arms"]}
-        for arm, right in values.items():
-            low, high = paired_bootstrap(right, [0.0] * len(right))[1:]
-            by_seed = [round(float(np.mean([v for v, (s, _) in zip(right, keys, strict=True) if s == seed])), 3) for seed in args.seeds]
-            rows.append(
-                {
-                    "world": world,
-                    "arm": arm,
-                    "pairs": len(right),
-                    "accuracy": round(float(np.mean(right)), 4),
-                    "ci95": [round(low, 4), round(high, 4)],
-                    "seeds": by_seed,
-                }
-            )
-        for other in [arm for arm in values if "scalar" in values and arm != "scalar"]:
-            # What is undecided counts half, so a test on right and wrong alone would not be fair.
-            gap, low, high = paired_bootstrap(values["scalar"], values[other], level=0.99)
-            goal = "reported" if other == "judge" else "> 0, 99 % interval above 0"
-            measured = f"{100 * gap:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-            claims.append(claim(f"{world}: scalar head - {other}", goal, measured, other == "judge" or low > 0))
+    rows: list[dict[str, Any]] = []
+    claims: list[dict[str, Any]] = []
+    for of in args.of:
+        seeds = {seed: one_seed(args, of, seed) for seed in args.seeds}
+        for world in ("all", *WORLDS):
+            add(of, world, seeds, rows, claims)
     command = f"python benchmarks/scalar.py --work DIR --train {args.train} --test {args.test} --epochs {args.epochs}"
-    command += f" --policy {args.policy}" if args.policy else ""
-    n = len(rows) and next(row["pairs"] for row in rows)
+    n = rows[0]["pairs"]
     write_result("scalar", command, args.seeds, n, rows, claims, **({} if args.folder is None else {"folder": args.folder}))
     for row in rows + claims:
         print(row)

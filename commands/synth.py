@@ -29,12 +29,15 @@ class Synth:
 
 @dataclass
 class SynthPreferences:
-    """Makes preferences from the procedural worlds: a right solution and a wrong one of the same problem, of nearly the same length.
+    """Makes preferences from the procedural worlds: a right solution and a wrong one of the same problem, of nearly the same length; or
+    true statements about a picture and wrong ones.
 
     Writes a folder with preferences.jsonl, which `vlrm train --method bradley_terry` and `vlrm eval pairs` read, problems.jsonl and
     images/. The error's kind and place are columns. Run again after an interruption, it goes on where it stopped."""
 
     output: str = key("folder of the preferences")
+    of: Literal["solutions", "statements"] = key("what is preferred", "solutions")
+    statements: int = key("pairs of statements about each picture", 4)
     worlds: list[str] = key("names of worlds; all if none is given", [])
     split: str = key("train, dev or test; no picture occurs in two splits", "train")
     n: int = key("problems, shared evenly by the worlds", 1000)
@@ -53,8 +56,9 @@ def run_synth_preferences(settings: SynthPreferences) -> None:
 
     policy = load_engine(settings.policy) if settings.policy else None
     counts = make_preferences(
-        settings.worlds or list(WORLDS), settings.split, settings.n, settings.seed, settings.output, policy=policy,
-        samples=settings.samples, heavy=settings.heavy, length_gap=settings.length_gap, temperature=settings.temperature,
+        settings.worlds or list(WORLDS), settings.split, settings.n, settings.seed, settings.output, of=settings.of,
+        statements=settings.statements, policy=policy, samples=settings.samples, heavy=settings.heavy, length_gap=settings.length_gap,
+        temperature=settings.temperature,
     )  # fmt: skip
     say("; ".join(f"{name} {count:,}" for name, count in counts.items()) + f"; in {settings.output}")
 

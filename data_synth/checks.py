@@ -28,12 +28,12 @@ def check_facts(world: ModuleType, scene: Scene, rng: random.Random, signs: bool
     turns = []
     for i in order:
         for (head, true), (_, other) in zip(lines[i], others[i], strict=True):
-            value = _mixed(true, other, rng) if rng.random() < share else true
+            value = near_value(true, other, rng) if rng.random() < share else true
             turns.append((f"{head} {value}.", RIGHT if value == true else WRONG if signs else f" {true}"))
     return turns
 
 
-def _mixed(true: str, other: str, rng: random.Random) -> str:
+def near_value(true: str, other: str, rng: random.Random) -> str:
     """The other value, or, of two words, one of each: near misses are what a checker meets."""
     ours, theirs = true.split(), other.split()
     if len(ours) != 2 or len(theirs) != 2 or rng.random() < 0.5:

@@ -258,7 +258,10 @@ def make_trainer(
     if recipe.together:
         kept = side_by_side(kept, recipe.together, recipe.completions // recipe.group_size, recipe.seed)
     dtype = recipe.dtype or ("bfloat16" if recipe.lora and config.bf16 else "float32")
-    network = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=recipe.attention)
+    attention = recipe.attention or (cpu.register_attention() if config.use_cpu and config.bf16 else None)
+    network = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=attention)
+    if attention == cpu.ATTENTION:
+        cpu.quicken_decoder(network)
     if recipe.freeze_vision and not recipe.lora:
         freeze_vision_tower(network)
     trainer = RewardTrainer(

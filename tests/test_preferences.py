@@ -53,6 +53,24 @@ class Policy:
         return [[Completion(text) for text in self.texts[k]] for k in key]
 
 
+def test_statements_are_true_and_wrong_of_the_same_place(tmp_path):
+    counts = make_preferences(list(WORLDS), "dev", 9, 0, tmp_path, of="statements", statements=3)
+    items = read_preferences(tmp_path / "preferences.jsonl")
+    assert counts["problems"] == 9 and counts["preferences"] == len(items) > 20 and "dropped: no pair of like length" not in counts
+    problems = {problem.id: problem for problem in load_problems(tmp_path / "problems.jsonl")}
+    for item in items:
+        world, scene = truth_of(problems[item.problem.id.rsplit("-", 1)[0]])
+        lines = [line[: k + 1] for line in world.facts(scene) for k in range(len(line))]
+        said = {"".join(f"{head} {value}" for head, value in line) + "." for line in lines}
+        assert item.chosen in said and item.rejected not in said and item.group == world.name
+        assert len(item.chosen.split()) == len(item.rejected.split())
+    make_preferences(list(WORLDS), "dev", 9, 0, tmp_path / "again", of="statements", statements=3)
+    assert (tmp_path / "again" / "preferences.jsonl").read_text() == (tmp_path / "preferences.jsonl").read_text()
+    for wrong in ({"of": "poems"}, {"of": "statements", "policy": object()}, {"statements": 0}):
+        with pytest.raises(InputError):
+            make_preferences(["ladder"], "dev", 2, 0, tmp_path / "bad", **wrong)
+
+
 def test_samples_of_a_policy_are_taken_where_there_are_such(tmp_path):
     make_preferences(["ladder"], "dev", 4, 0, tmp_path / "a")
     problems = load_problems(tmp_path / "a" / "problems.jsonl")
