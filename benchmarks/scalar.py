@@ -2,8 +2,8 @@
 
 For each seed: preferences from the worlds, between statements about a picture and between whole solutions of like length; a Bradley-Terry
 head and (of statements) a generative judge trained on the same pairs from the same base, measured on held-out pairs of each world, the head
-also without the picture and with another's, beside always taking the longer answer. Every stage is kept in --work and goes on where it
-stopped. Writes benchmarks/results/scalar.json.
+also without the picture and with another's, beside always taking the longer answer and the base's own step verdicts. Every stage is kept
+in --work and goes on where it stopped. Writes benchmarks/results/scalar.json.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from result import claim, write_result
 
-from vlrm import load_scorer
+from vlrm import load_engine, load_scorer
 from vlrm.data_synth import WORLDS
 from vlrm.data_synth.preferences import make_preferences
+from vlrm.prm.vl_prm import VLPRM
 from vlrm.rm.pair_eval import evaluate_pair_file
 from vlrm.rm.preferences import read_preferences
 from vlrm.rm.rows import read_rows
@@ -42,6 +43,10 @@ def outcomes(folder: Path, name: str = "comparisons") -> dict[str, float]:
     return {row["id"]: value.get(row["said"], 0.5) for _, row in read_rows(folder / f"{name}.jsonl")}
 
 
+def step_verifier(model: str) -> VLPRM:
+    return VLPRM(load_engine(model), system="", headers=False, aggregation="min")
+
+
 def one_seed(args: argparse.Namespace, of: str, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     """Arm -> pair id -> outcome."""
     train, test = preferences(args, of, seed, "train"), preferences(args, of, seed, "test")
@@ -58,6 +63,10 @@ def one_seed(args: argparse.Namespace, of: str, seed: int) -> dict[str, dict[str
         print(of, seed, name, {key: figure and round(figure["value"], 3) for key, figure in found["metrics"]["figures"].items()})
         arms[name] = outcomes(out)
         arms |= {f"{name}, picture {how}": outcomes(out, f"comparisons.{how}") for how in blind}
+    # What the base knows before it is trained on any pair: it reads each step's verdict, the worst of them counts.
+    out = args.work / of / f"seed{seed}" / "base_eval"
+    evaluate_pair_file(test, out, lambda: step_verifier(args.model), settings={"scorer": args.model}, seed=seed)
+    arms["untrained base, step verdicts"] = outcomes(out)
     sizes = {p.problem.id: (len(p.chosen.split()), len(p.rejected.split())) for p in read_preferences(test)}
     arms["longer wins"] = {id: 0.5 + 0.5 * float(np.sign(good - bad)) for id, (good, bad) in sizes.items()}
     return {"arms": arms, "worlds": {p.problem.id: p.group for p in read_preferences(test)}}
@@ -75,9 +84,10 @@ def add(of: str, world: str, seeds: dict[int, Any], rows: list[dict[str, Any]], 
     for other in [arm for arm in values if arm != "scalar"]:
         # What is undecided counts half, so a test on right and wrong alone would not be fair.
         gap, low, high = paired_bootstrap(values["scalar"], values[other], level=0.99)
-        goal = "reported" if other == "judge" else "> 0, 99 % interval above 0"
+        told = other in ("judge", "untrained base, step verdicts")
+        goal = "reported" if told else "> 0, 99 % interval above 0"
         measured = f"{100 * gap:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-        claims.append(claim(f"{of}, {world}: scalar head - {other}", goal, measured, other == "judge" or low > 0))
+        claims.append(claim(f"{of}, {world}: scalar head - {other}", goal, measured, told or low > 0))
 
 
 def main() -> None:

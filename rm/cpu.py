@@ -53,13 +53,14 @@ def register_attention() -> str:
 def _attention(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **more: Any) -> Any:
     if any(more.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise InputError(f"{type(module).__name__} needs its own attention; pass attention='eager'")
-    groups = query.shape[1] // key.shape[1]  # grouped-query attention
+    groups, dtype = query.shape[1] // key.shape[1], query.dtype  # grouped-query attention
     query, key, value = (x.to(torch.bfloat16) for x in (query, key, value))
     key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
     scores = query * (query.shape[-1] ** -0.5 if scaling is None else scaling) @ key.transpose(2, 3)
     if attention_mask is not None:
-        scores = scores + attention_mask[..., : key.shape[2]].to(scores.dtype)
-    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+        # float32's lowest number is -inf in bfloat16, which would make a row of padding NaN
+        scores = scores + attention_mask[..., : key.shape[2]].to(scores.dtype).clamp(min=-1e30)
+    return (scores.softmax(-1) @ value).transpose(1, 2).to(dtype).contiguous(), None  # float32 outside of autocast
 
 
 def quicken_decoder(model: nn.Module) -> None:
