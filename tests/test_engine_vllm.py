@@ -35,6 +35,18 @@ def tuned(tiny_path, tiny_adapter):
     return load_engine(tiny_path, adapter=tiny_adapter, device="cpu")
 
 
+def test_paco_scores_pairs_as_with_transformers(engine, tuned, pictures):
+    from vlrm import Sample
+    from vlrm.rm.paco import PaCo
+    from vlrm.rm.paco_prompt import pair_problem
+
+    samples = [Sample(pair_problem(pictures[i], pictures[j], "identity?"), "") for i, j in ((0, 1), (1, 0), (0, 2), (2, 2))]
+    style = {"ending": "", "marks": ("", ""), "words": ("+", "-")}
+    ours, theirs = (PaCo(one, **style)(samples) for one in (engine, tuned))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine.value is None) == (other.value is None) and mine.value == pytest.approx(other.value, abs=0.02)
+
+
 def test_agrees_with_transformers(engine, tuned, mixed_requests, check_agreement):
     check_agreement(tuned, engine, mixed_requests)
 

@@ -199,6 +199,18 @@ def test_the_quick_decoder_is_the_decoder(tiny, processor):
         assert (usual - quick).norm() < 0.03 * usual.norm()
 
 
+def test_the_quick_attention_bears_rows_of_padding_and_float32():
+    """Generation pads on the left and runs outside of autocast."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 3, 8) for _ in range(3))
+    mask = torch.zeros(1, 1, 3, 3).masked_fill(torch.ones(3, 3).triu(1).bool(), torch.finfo(torch.float32).min)
+    mask[..., 0] = torch.finfo(torch.float32).min  # the first place is padding: its own row has nothing to look at
+    found, _ = cpu._attention(torch.nn.Identity(), query, key, value, mask)
+    expected = torch.nn.functional.scaled_dot_product_attention(query[:, :, 1:], key[:, :, 1:], value[:, :, 1:], mask[..., 1:, 1:])
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    assert torch.allclose(found.transpose(1, 2)[:, :, 1:], expected, atol=0.03)
+
+
 def test_rms_norm_and_its_gradient():
     x, weight = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True), torch.randn(8, dtype=torch.float64, requires_grad=True)
     expected = torch.nn.functional.rms_norm(x, (8,), weight, 1e-6)

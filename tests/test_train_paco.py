@@ -198,6 +198,14 @@ def test_training_writes_a_scorer_that_asks_as_it_was_trained(tiny_path, tmp_pat
         train_paco(tiny_path, RECORDS, out, alpah=0.3)
 
 
+def test_lora_leaves_an_adapter_that_the_scorer_loads(tiny_path, tmp_path):
+    full = train_paco(tiny_path, RECORDS, tmp_path / "lora", lora={"r": 4}, max_steps=2, **QUICK)
+    assert full["steps"] == 2 and (tmp_path / "lora" / "adapter_config.json").is_file()
+    scorer = load_scorer(tmp_path / "lora")
+    [score] = scorer([Sample(pair_problem(picture(0), picture(1)), "")])
+    assert 0 < score.value < 1
+
+
 def test_the_commands_settings_are_the_functions():
     settings = parse(TrainPaCo, ["--model", "m", "--data", "d", "--output_dir", "o", "--method", "paco", "--alpha", "0"])
     arguments = train_arguments(settings)
