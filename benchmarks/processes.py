@@ -17,6 +17,7 @@ from pathlib import Path
 from result import claim, write_result
 
 from vlrm.data_synth import WORLDS, make_step_records
+from vlrm.data_synth.consistency_pairs import make_consistency
 from vlrm.data_synth.preferences import make_preferences
 
 CONFIG = Path(__file__).parent.parent / "configs" / "accelerate_cpu.yaml"
@@ -43,8 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--methods", nargs="+", default=["gm_prm", "bradley_terry", "dpo_judge"])
-    parser.add_argument("--data", nargs="*", default=[], help="method=file, for methods that read other data than the first two do")
+    parser.add_argument("--methods", nargs="+", default=["gm_prm", "bradley_terry", "paco", "dpo_judge"])
+    parser.add_argument("--data", nargs="*", default=[], help="method=file, for methods that read other data than is made here")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16, help="global batch; even")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -57,10 +58,13 @@ def main() -> None:
         make_step_records(list(WORLDS), "train", n, 0, records)
     if not pairs.exists():
         make_preferences(list(WORLDS), "train", n, 0, pairs.parent)
-    own = dict(item.split("=", 1) for item in args.data)
+    consistency = args.work / "consistency" / "pairs.jsonl"
+    if not consistency.exists():
+        make_consistency(consistency.parent, "train", 1 + n // 34, 0, ranks=0)
+    own = {"gm_prm": records, "vl_prm": records, "paco": consistency, **dict(item.split("=", 1) for item in args.data)}
     rows, claims = [], []
     for method in args.methods:
-        data = Path(own.get(method, records if method in ("gm_prm", "vl_prm") else pairs))
+        data = Path(own.get(method, pairs))
         (one, alone), (two, together) = (train(args, method, data, processes) for processes in (1, 2))
         gap = max(abs(a - b) for a, b in zip(one, two, strict=True))
         rows.append(

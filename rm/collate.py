@@ -161,20 +161,33 @@ class TargetCollator:
 
 
 def picture_size(image: Any) -> tuple[int, int]:
-    """Width and height from the file's header alone; InputError for a picture that is missing, unreadable or too large."""
+    """Width and height, without decoding the picture; InputError for one that is missing, unreadable, too large or cut off (a PNG's
+    checksums and a JPEG's end are looked at)."""
     from PIL import Image
 
     if isinstance(image, Image.Image):
         return image.size
+    size, whole = None, False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            size = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image).size
+            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+                size, whole = opened.size, opened.format != "JPEG" or _has_end(image)
+                opened.verify()
     except Exception:
-        size = None
-    if size is None or size[0] * size[1] > MAX_PIXELS:
-        return open_image(image).size  # says what is wrong
+        whole = False
+    if not whole or size is None or size[0] * size[1] > MAX_PIXELS:
+        return open_image(image).size  # decodes it, and says what is wrong
     return size
+
+
+def _has_end(jpeg: Any) -> bool:
+    if isinstance(jpeg, bytes):
+        return b"\xff\xd9" in jpeg[-64:]
+    with open(jpeg, "rb") as file:
+        file.seek(0, io.SEEK_END)
+        file.seek(max(0, file.tell() - 64))
+        return b"\xff\xd9" in file.read()
 
 
 def mark(weights: list[float], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], value: float) -> None:

@@ -101,7 +101,6 @@ def fit(
     run = {"model": model, "data": found.digest, **recipe.identity(), **(identity or {})}
     if resume and (summary := finished(output_dir, run)):
         return summary
-    prepare_folder(output_dir, run, resume)
 
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -110,6 +109,7 @@ def fit(
     processor = AutoProcessor.from_pretrained(base)
     collator = make_collator(processor)
     train_rows, lengths, eval_rows = _fitting(collator, found, n_train, recipe.max_length)
+    prepare_folder(output_dir, run, resume)
     load_network = load_network or AutoModelForImageTextToText.from_pretrained
     made = (make_trainer, load_network, make_arguments or _sft_arguments)
     trainer = _trainer(recipe, base, processor, collator, train_rows, lengths, eval_rows, output_dir, progress, *made)

@@ -380,6 +380,7 @@ def test_over_long_samples_are_dropped_not_cut(tiny, tmp_path, processor):
     assert summary["counts"]["dropped: longer than max_length"] == int((lengths > limit).sum())
     with pytest.raises(InputError, match=r"no record is left to train on.*longer than max_length"):
         train_gm_prm(tiny, RECORDS, tmp_path / "none", **QUICK, max_length=3)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -198,6 +198,18 @@ def test_training_writes_a_scorer_that_asks_as_it_was_trained(tiny_path, tmp_pat
         train_paco(tiny_path, RECORDS, out, alpah=0.3)
 
 
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_that_is_cut_off_is_told_before_anything_is_written(tiny_path, tmp_path, format):
+    path, noise = tmp_path / f"cut.{format.lower()}", torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(noise).save(path, format=format)
+    pairs = [PairRecord("p", [picture(0), str(path)], True)]
+    assert survey_pairs(pairs, Answers(PairStyle())).indices == [0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match="truncated or damaged"):
+        train_paco(tiny_path, pairs, tmp_path / "out", **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
 def test_lora_leaves_an_adapter_that_the_scorer_loads(tiny_path, tmp_path):
     full = train_paco(tiny_path, RECORDS, tmp_path / "lora", lora={"r": 4}, max_steps=2, **QUICK)
     assert full["steps"] == 2 and (tmp_path / "lora" / "adapter_config.json").is_file()
