@@ -78,7 +78,7 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, (list, tuple)):
-        return " to ".join(map(shown, value))
+        return (" to " if len(value) == 2 else ", ").join(map(shown, value))  # an interval, or a list
     return str(value).replace("|", "\\|")
 
 
