@@ -26,6 +26,12 @@ def fitting(key: str, spec: str) -> Iterator[None]:
         raise InputError(f"{key} do not fit {spec}: {error}") from error
 
 
+def scorer_identity(settings: Any, *more: str) -> dict[str, Any]:
+    """What an interrupted evaluation is recognised by when it goes on: the scorer, its settings, its files."""
+    names = ("scorer", "scorer_engine", *more, "scorer_settings", "scorer_options")
+    return {name: getattr(settings, name) for name in names} | {"scorer_files": folder_stamp(settings.scorer)}
+
+
 def folder_stamp(spec: str | None) -> str | None:
     """Names, sizes and times of a local model's files in short, so that results of an older training do not pass for a newer one's."""
     import hashlib

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..config import JSON
-from .common import fitting, folder_stamp, key, progress, say
+from .common import fitting, key, progress, say, scorer_identity
 
 
 @dataclass
@@ -44,8 +44,7 @@ def run_eval_pairs(settings: EvalPairs) -> None:
     from ..rm.pair_eval import evaluate_pair_file
     from ..rm.pair_report import card_table
 
-    names = ("scorer", "scorer_engine", "scorer_method", "scorer_settings", "scorer_options")
-    remembered = {name: getattr(settings, name) for name in names} | {"scorer_files": folder_stamp(settings.scorer)}
+    remembered = scorer_identity(settings, "scorer_method")
 
     def make() -> Any:
         with fitting("scorer_options", settings.scorer):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..config import JSON
-from .common import fitting, folder_stamp, key, progress, say
+from .common import fitting, key, progress, say, scorer_identity
 
 
 @dataclass
@@ -43,8 +43,7 @@ def run_eval_steps(settings: EvalSteps) -> None:
     if settings.scorer != "none":
         from ..rm import load_scorer
 
-        names = ("scorer", "scorer_engine", "scorer_settings", "scorer_options")
-        remembered = {name: getattr(settings, name) for name in names} | {"scorer_files": folder_stamp(settings.scorer)}
+        remembered = scorer_identity(settings)
 
         def make() -> Any:
             with fitting("scorer_options", settings.scorer):
