@@ -168,6 +168,7 @@ def main() -> None:
         claim(f"GB that an evaluation of {args.pairs} pairs holds above the model", "<= 2", round(held, 3), held <= 2),
     ]
     command = f"python benchmarks/pair_speed.py --model {args.model} --problems {args.problems} --candidates {args.candidates}"
+    command += f" --repeats {args.repeats}" + (f" --block {args.block}" if args.block else "")
     write_result("pair_speed", command, [0], len(pairs), rows, claims, **({} if args.folder is None else {"folder": args.folder}))
     for row in rows + claims:
         print(row)
