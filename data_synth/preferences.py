@@ -148,6 +148,7 @@ def statement_rows(problem: Problem, count: int, split: str, seed: int, root: Pa
         {"id": f"{problem.id}-{k}", "prompt": CHECK, "chosen": chosen, "rejected": rejected, **rest, "chosen_source": "written",
          "rejected_source": "corrupted"}
         for k, (chosen, rejected) in enumerate(rng.sample(pairs, min(count, len(pairs))))
+        if chosen != rejected  # of two words, the one taken from the other picture may be the same
     ]  # fmt: skip
 
 
