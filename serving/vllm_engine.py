@@ -158,9 +158,8 @@ class VLLMEngine:
 
     def _ask(self, call: Callable[[list[Any]], list[Any]], requests: Sequence[Request], texts: Sequence[str]) -> list[Any]:
         prompts = []
-        for text, images in zip(texts, open_images([request.images for request in requests]), strict=True):
-            prompt: dict[str, Any] = {"prompt_token_ids": self.prompter.ids(text)}
-            prompts.append(prompt | ({"multi_modal_data": {"image": images}} if images else {}))
+        for ids, images in zip(self.prompter.all_ids(texts), open_images([request.images for request in requests]), strict=True):
+            prompts.append({"prompt_token_ids": ids} | ({"multi_modal_data": {"image": images}} if images else {}))
         try:
             return call(prompts)
         except Exception as error:
