@@ -103,9 +103,9 @@ def run(args: argparse.Namespace, arm: str, scorer: Timed, problems: Sequence[An
 
     from vlrm.policy.grpo import RewardTrainer
     from vlrm.policy.rewards.adapter import reward_function
-    from vlrm.rm import cpu
+    from vlrm.serving.allocator import quicken_process
 
-    cpu.quicken_process()
+    quicken_process()
     base = model_path(args.policy)
     recipe = Recipe(
         batch_size=args.completions // 2, gradient_accumulation=2, max_tokens=140, max_steps=args.steps, learning_rate=1e-5, seed=seed,

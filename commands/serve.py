@@ -79,6 +79,8 @@ def run_serve(settings: Serve) -> None:
     )
     sources = Sources(settings.image_hosts, settings.image_root)
     log_to_stderr(settings.log_level)
+    if "://" not in settings.scorer:
+        quicken()
     scorer = open_scorer(settings)
     name = settings.name or (settings.scorer if "://" in settings.scorer else Path(settings.scorer).resolve().name)
     server = RewardServer(
@@ -94,6 +96,16 @@ def run_serve(settings: Serve) -> None:
     run_server(server, settings.host, settings.port, settings.drain_seconds, lambda url: say(f"serving {name} at {url}"))
     say("all work is done" if not any(batcher.waiting for batcher in server.batchers) else "some work was given up")
     leave()
+
+
+def quicken() -> None:
+    """On a CPU the worker's thread otherwise gives its memory back after every batch, only to ask for it again."""
+    import torch
+
+    from ..serving.allocator import quicken_process
+
+    if not torch.accelerator.is_available():
+        quicken_process()
 
 
 def read_tokens(settings: Serve) -> list[str]:

@@ -22,6 +22,7 @@ from .. import __version__
 from ..rm.checkers import load_checker
 from ..rm.fit import Training, known
 from ..rm.output import finished, prepare_folder, save_whole
+from ..serving.allocator import quicken_process
 from ..serving.load import model_path
 from ..types import InputError, Problem
 from .alarm import Alarm
@@ -247,7 +248,7 @@ def make_trainer(
     from .grpo_callbacks import AlarmCallback, Lines
 
     if config.use_cpu:
-        cpu.quicken_process()
+        quicken_process()
     processor = AutoProcessor.from_pretrained(base)
     shown = {"instruction": recipe.instruction, "max_pixels": recipe.max_pixels}
     kept, kept_eval = (fitting(part, processor, recipe.max_length, **shown) for part in (problems, eval_problems))

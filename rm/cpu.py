@@ -7,9 +7,7 @@ Legend: B rows, T tokens, N labelled tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import sys
 from typing import Any
 
 import torch
@@ -26,18 +24,6 @@ def use_bf16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def quicken_process() -> None:
-    """Flush denormal numbers, and let the allocator keep freed memory: fresh pages cost more than small matrix products."""
-    torch.set_flush_denormal(True)
-    if sys.platform == "linux":
-        try:
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own for large blocks
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: do not give freed memory back
-        except (OSError, AttributeError):
-            pass  # another C library: only slower
 
 
 def register_attention() -> str:

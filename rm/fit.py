@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..serving.allocator import quicken_process
 from ..types import InputError
 from .collate import Survey, TargetCollator, batch_order
 from .output import finished, prepare_folder, save_scorer
@@ -187,7 +188,7 @@ def _trainer(
 
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
-        cpu.quicken_process()
+        quicken_process()
     bf16 = cpu.use_bf16() if recipe.bf16 is None else recipe.bf16
     dtype = recipe.dtype or ("bfloat16" if recipe.lora and bf16 else "float32")
     attention = recipe.attention or (cpu.register_attention() if on_cpu and bf16 else None)
