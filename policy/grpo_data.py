@@ -71,11 +71,12 @@ def side_by_side(problems: Sequence[Problem], column: str, per_batch: int, seed:
     return [problem for name in order for problem in groups[name]]
 
 
-def trial(problems: Sequence[Problem]) -> Sample:
-    """A short solution to the first problem, right where the answer is known."""
+def trial(problems: Sequence[Problem]) -> list[Sample]:
+    """Two short solutions to the first problem, the first one right where the answer is known."""
     if not problems:
         raise InputError("there are no problems to train on")
-    return Sample(problems[0], f"Step 1: The picture answers the question.\nAnswer: {problems[0].answer or 'unknown'}")
+    answers = (problems[0].answer or "unknown", "none")
+    return [Sample(problems[0], f"Step 1: The picture answers the question.\nAnswer: {answer}") for answer in answers]
 
 
 def digest(problems: Sequence[Problem]) -> str:

@@ -136,6 +136,10 @@ def train_grpo(
     if resume and (summary := finished(output_dir, run, CARD)):
         return summary
     shaping, loaded = named(shapers or {}, SHAPERS), load_rewards(rewards)
+    names = [reward.name for reward in loaded]
+    for name, own in (shapers or {}).items():
+        if (wanted := (own or {}).get("reward")) is not None and wanted not in names:
+            raise InputError(f"the shaper {name} asks for the reward {wanted!r}; there are {', '.join(names)}")
     best = "eval_gold" if all(problem.answer is not None for problem in eval_problems) else "eval_reward"
     config = trl_config(settings, output_dir / "checkpoints", bool(eval_problems), best if settings.keep == "best" else None)
     for line in try_rewards(loaded, trial(problems)):

@@ -370,6 +370,8 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(tiny, p
     refused("scale_rewards must be one of", scale_rewards="all")
     refused("did you mean 'max_tokens'", max_token=3)
     refused("unknown shaper", shapers={"x": {}})
+    refused("step_advantage asks for the reward 'prm'; there are answer", shapers={"step_advantage": {"reward": "prm"}})
+    refused("gave 1 score for 2 samples", rewards={"letters": lambda samples: [Score(1.0)]})
     refused("rewards is empty", rewards={})
     refused("no such folder", rewards={"prm": "no/where"})
     refused("reward letters fails on a first try", rewards={"letters": lambda samples: 1 / 0})

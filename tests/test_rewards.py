@@ -101,12 +101,12 @@ def test_every_scorer_is_tried_before_training():
             raise RuntimeError("no model here")
 
     with pytest.raises(InputError, match="reward bad fails on a first try: RuntimeError: no model here"):
-        try_rewards([Reward("bad", Broken())], RIGHT)
-    with pytest.raises(InputError, match="gave 0 scores for 1 sample"):
-        try_rewards([Reward("short", Steps())], RIGHT)
+        try_rewards([Reward("bad", Broken())], [RIGHT])
+    with pytest.raises(InputError, match="gave 1 score for 2 samples"):
+        try_rewards([Reward("short", Steps(Score(1.0)))], [RIGHT, RIGHT])
     with pytest.raises(InputError, match="finite number or None, got nan"):
-        try_rewards([Reward("nan", Steps(Score(math.nan)))], RIGHT)
-    assert try_rewards([Reward("none", Steps(Score(None, error="too short")))], RIGHT) == [
+        try_rewards([Reward("nan", Steps(Score(math.nan)))], [RIGHT])
+    assert try_rewards([Reward("none", Steps(Score(None, error="too short")))], [RIGHT]) == [
         "reward none gave no score on a first try (too short)"
     ]
 

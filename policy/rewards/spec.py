@@ -116,24 +116,24 @@ class PlainScorer:
         return [value if isinstance(value, Score) else Score(value) for value in self.function(samples)]
 
 
-def try_rewards(rewards: Sequence[Reward], sample: Sample) -> list[str]:
-    """Asks every scorer once, before anything is trained. Raises InputError for one that fails; returns a line for each that gave no
-    score, which may be right for this sample."""
+def try_rewards(rewards: Sequence[Reward], samples: Sequence[Sample]) -> list[str]:
+    """Asks every scorer once, before anything is trained; several samples tell one that does not score each of them. Raises InputError for
+    one that fails; returns a line for each that gave no score, which may be right for these samples."""
     from .adapter import RewardFunction
 
     lines = []
     for reward in rewards:
         try:
-            scores = RewardFunction(reward.scorer, reward.name, reward.timeout)._call([sample])
-            value = scores[0].value if len(scores) == 1 else None
+            scores = RewardFunction(reward.scorer, reward.name, reward.timeout)._call(list(samples))
+            values = [score.value for score in scores]
         except Exception as error:
             raise InputError(f"reward {reward.name} fails on a first try: {type(error).__name__}: {error}") from error
-        if len(scores) != 1:
-            raise InputError(
-                f"reward {reward.name}: the scorer gave {len(scores)} scores for 1 sample; it must give one for each, in order"
-            )
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)):
-            raise InputError(f"reward {reward.name}: the score must be a finite number or None, got {value!r}")
-        if value is None:
+        if len(scores) != len(samples):
+            given = f"{len(scores)} score{'' if len(scores) == 1 else 's'} for {len(samples)} samples"
+            raise InputError(f"reward {reward.name}: the scorer gave {given}; it must give one for each, in order")
+        for value in values:
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)):
+                raise InputError(f"reward {reward.name}: the score must be a finite number or None, got {value!r}")
+        if all(value is None for value in values):
             lines.append(f"reward {reward.name} gave no score on a first try ({scores[0].error or 'no reason given'})")
     return lines
