@@ -298,7 +298,9 @@ def test_search_takes_a_remote_scorer(pictures):
     problem = Problem("p", "Which row holds the red circle?", [pictures[0]])
     with served() as it:
         [result] = best_of_n([problem], Policy(), remote(it), n=3, seed=0)
-        [again] = best_of_n([problem], Policy(), remote(it, timeout=0.001), n=3, seed=0)
+        it.scorer.free.clear()
+        [again] = best_of_n([problem], Policy(), remote(it, timeout=0.3), n=3, seed=0)
+        it.scorer.free.set()
     expected = [value_of(Sample(problem, candidate.text)) for candidate in result.candidates]
     assert [candidate.value for candidate in result.candidates] == expected and result.chosen == expected.index(max(expected))
     assert result.cost.scorer.prompt_tokens == 30 and result.cost.scorer.calls == 3
