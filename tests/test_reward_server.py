@@ -508,5 +508,6 @@ def test_details_become_plain_json():
 def test_log_lines_hold_no_line_breaks(shared, caplog):
     with caplog.at_level("INFO", "vlrm.serve"), client(shared) as http:
         http.get("/a%0d%0ab")
+        wait_until(lambda: any("404" in record.getMessage() for record in caplog.records))  # written after the answer has gone out
     [line] = [record.getMessage() for record in caplog.records if "404" in record.getMessage()]
     assert "\\r\\n" in line and "\n" not in line
