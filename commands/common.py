@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import field
 from typing import Any
@@ -24,6 +24,20 @@ def fitting(key: str, spec: str) -> Iterator[None]:
         yield
     except TypeError as error:
         raise InputError(f"{key} do not fit {spec}: {error}") from error
+
+
+def print_tables(tables: Iterable[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> None:
+    """Tables of (head, rows), figures set right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    for head, rows in tables:
+        table = Table()
+        for index, column in enumerate(head):
+            table.add_column(column, justify="right" if index else "left", no_wrap=not index)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
 
 
 def scorer_identity(settings: Any, *more: str) -> dict[str, Any]:

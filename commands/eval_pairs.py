@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..config import JSON
-from .common import fitting, key, progress, say, scorer_identity
+from .common import fitting, key, print_tables, progress, say, scorer_identity
 
 
 @dataclass
@@ -70,9 +70,6 @@ def run_eval_pairs(settings: EvalPairs) -> None:
 
 
 def print_pair_figures(results: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from ..rm.pair_report import GROUP_HEAD, group_rows, metric_head, metric_rows, summary
 
     for line in summary(results):
@@ -80,10 +77,4 @@ def print_pair_figures(results: dict[str, Any]) -> None:
     tables = [(metric_head(results), metric_rows(results))]
     if results["metrics"]["groups"]:
         tables.append((GROUP_HEAD, group_rows(results)))
-    for head, rows in tables:
-        table = Table()
-        for index, column in enumerate(head):
-            table.add_column(column, justify="right" if index else "left", no_wrap=not index)
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
+    print_tables(tables)

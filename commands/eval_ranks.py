@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..config import JSON
-from .common import fitting, key, progress, say, scorer_identity
+from .common import fitting, key, print_tables, progress, say, scorer_identity
 
 
 @dataclass
@@ -87,9 +87,6 @@ def pair_scorer(scorer: str, engine: str, options: dict[str, Any], settings: dic
 
 
 def print_rank_figures(results: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from ..rm.rank_report import edit_rows, figure_rows
 
     said = f"{results['instances']} instances of {results['groups']} groups"
@@ -106,10 +103,4 @@ def print_rank_figures(results: dict[str, Any]) -> None:
     tables = [figure_rows(results["metrics"])]
     if results.get("edits"):
         tables.append(edit_rows(results["edits"]))
-    for head, rows in tables:
-        table = Table()
-        for index, column in enumerate(head):
-            table.add_column(column, justify="right" if index else "left")
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
+    print_tables(tables)

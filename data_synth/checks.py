@@ -16,6 +16,7 @@ from .worlds import sample_scene
 from .worlds.base import Scene
 
 RIGHT, WRONG = "+", "-"
+CHECK = "Check each fact."  # what is asked of statements about a picture
 Dialogue = list[tuple[str, str]]  # what the user states, what the assistant answers
 
 

@@ -20,7 +20,7 @@ from ..prm.steps import split_steps
 from ..rm.rows import append_jsonl, drop_torn_line, read_rows, write_jsonl
 from ..serving.engine import Engine
 from ..types import InputError, Problem
-from .checks import near_value
+from .checks import CHECK, near_value
 from .corrupt import heavy_corruption, single_error
 from .problems import make_problems, truth_of
 from .step_records import judge_steps, policy_solutions
@@ -29,7 +29,6 @@ from .worlds.base import format_solution, right_solution
 
 TRIES = 20  # corruptions looked at for one that is wrong and of like length
 OF = ("solutions", "statements")
-CHECK = "Check each fact."  # what is asked of statements
 
 
 def make_preferences(

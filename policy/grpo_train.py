@@ -263,10 +263,8 @@ def make_trainer(
     if recipe.together:
         kept = side_by_side(kept, recipe.together, recipe.completions // recipe.group_size, recipe.seed)
     dtype = recipe.dtype or ("bfloat16" if recipe.lora and config.bf16 else "float32")
-    attention = recipe.attention or (cpu.register_attention() if config.use_cpu and config.bf16 else None)
-    network = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=attention)
-    if attention == cpu.ATTENTION:
-        cpu.quicken_decoder(network)
+    quick = config.use_cpu and config.bf16
+    network = cpu.load_network(AutoModelForImageTextToText.from_pretrained, base, recipe.attention, quick, dtype=dtype)
     if recipe.freeze_vision and not recipe.lora:
         freeze_vision_tower(network)
     trainer = RewardTrainer(

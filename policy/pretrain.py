@@ -26,7 +26,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments, set_seed
 
-from ..data_synth.checks import check_claims, check_facts, check_steps
+from ..data_synth.checks import CHECK, check_claims, check_facts, check_steps
 from ..data_synth.corrupt import corrupted
 from ..data_synth.pair_dialogues import PAIR_DIALOGUES, pair_pictures
 from ..data_synth.teacher import comparison
@@ -38,7 +38,6 @@ from .tiny import IMAGE_TOKENS, build_tiny
 
 DESCRIBE = "Describe the picture."
 COMPARE = "Compare each step."
-CHECK = "Check each fact."
 DIALOGUES = {"facts": check_facts, "signs": partial(check_facts, signs=True), "claims": check_claims, "steps": check_steps}
 IMAGE = "<fake_token_around_image><global-img>" + "<image>" * IMAGE_TOKENS + "<fake_token_around_image>"
 

@@ -64,7 +64,7 @@ def survey(
     size: Callable[[Any], int] | None = None,
     name: Callable[[Any], str] = lambda item: "records",
 ) -> Survey:
-    """Looks at every item once: whether `check` has a reason against it, its pictures' headers (InputError for one that cannot be used),
+    """Looks at every item once: whether `check` has a reason against it, its pictures' files (InputError for one that cannot be used),
     its text.
 
     The rough length is in characters, or what `size` says: good enough to batch alike lengths. `name` says what an item is counted as.
@@ -77,7 +77,7 @@ def survey(
         prompt, target = style.prompt(item), style.target(item)
         for image in prompt.images:
             if not (isinstance(image, str) and image in seen):
-                picture_size(image)
+                check_picture(image)
                 seen.add(str(image))
         parts = [part for message in as_parts(prompt.messages) for part in message["content"]]
         text = "\0".join(part["text"] for part in parts if part["type"] == "text")
@@ -161,24 +161,44 @@ class TargetCollator:
 
 
 def picture_size(image: Any) -> tuple[int, int]:
-    """Width and height, without decoding the picture; InputError for one that is missing, unreadable, too large or cut off (a PNG's
-    checksums and a JPEG's end are looked at)."""
+    """Width and height from the file's header alone; InputError for a picture that is missing, unreadable or too large."""
     from PIL import Image
 
     if isinstance(image, Image.Image):
         return image.size
-    size, whole = None, False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-                size, whole = opened.size, opened.format != "JPEG" or _has_end(image)
-                opened.verify()
+            size = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image).size
     except Exception:
-        whole = False
-    if not whole or size is None or size[0] * size[1] > MAX_PIXELS:
-        return open_image(image).size  # decodes it, and says what is wrong
+        size = None
+    if size is None or size[0] * size[1] > MAX_PIXELS:
+        return open_image(image).size  # says what is wrong
     return size
+
+
+def check_picture(image: Any) -> tuple[int, int]:
+    """As `picture_size`, but the file is read to its end: InputError also for one that is cut off."""
+    size = picture_size(image)
+    if not _is_whole(image):
+        open_image(image)  # decodes it, and says what is wrong
+    return size
+
+
+def _is_whole(image: Any) -> bool:
+    """Looks at a PNG's checksums and a JPEG's end; nothing is decoded."""
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return True
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            if opened.format == "JPEG" and not _has_end(image):
+                return False
+            opened.verify()
+    except Exception:
+        return False
+    return True
 
 
 def _has_end(jpeg: Any) -> bool:

@@ -8,6 +8,7 @@ Legend: B rows, T tokens, N labelled tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,6 +48,15 @@ def _attention(module: nn.Module, query: Any, key: Any, value: Any, attention_ma
         # float32's lowest number is -inf in bfloat16, which would make a row of padding NaN
         scores = scores + attention_mask[..., : key.shape[2]].to(scores.dtype).clamp(min=-1e30)
     return (scores.softmax(-1) @ value).transpose(1, 2).to(dtype).contiguous(), None  # float32 outside of autocast
+
+
+def load_network(load: Callable[..., nn.Module], base: str, attention: str | None, quick: bool, **options: Any) -> nn.Module:
+    """`load(base, ...)` with this attention; without one, and where `quick`, with what is quickest on a CPU that multiplies bfloat16."""
+    attention = attention or (register_attention() if quick else None)
+    network = load(base, attn_implementation=attention, **options)
+    if attention == ATTENTION:
+        quicken_decoder(network)
+    return network
 
 
 def quicken_decoder(model: nn.Module) -> None:

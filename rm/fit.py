@@ -191,11 +191,8 @@ def _trainer(
         quicken_process()
     bf16 = cpu.use_bf16() if recipe.bf16 is None else recipe.bf16
     dtype = recipe.dtype or ("bfloat16" if recipe.lora and bf16 else "float32")
-    attention = recipe.attention or (cpu.register_attention() if on_cpu and bf16 else None)
     set_seed(recipe.seed)  # a fresh head is drawn here
-    network = load_network(base, dtype=dtype, attn_implementation=attention)
-    if attention == cpu.ATTENTION:
-        cpu.quicken_decoder(network)
+    network = cpu.load_network(load_network, base, recipe.attention, on_cpu and bf16, dtype=dtype)
     if recipe.freeze_vision and not recipe.lora:
         freeze_vision_tower(network)
     rounds = recipe.epochs if recipe.max_steps is None else -(-recipe.max_steps * _per_step(recipe) // len(train_rows))

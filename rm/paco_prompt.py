@@ -53,6 +53,7 @@ QUESTIONS = {
     "edit_consistency": ask_edit_consistency,
     "edit_following": ask_edit_following,
 }
+TASKS = (*QUESTIONS, "edit")  # an edit is asked both questions that it has
 ORDERED = ("edit_consistency", "edit_following")  # the first picture is the original: these are never asked the other way round
 
 
@@ -104,7 +105,7 @@ def questions_of(problem: Problem) -> dict[str, dict[str, tuple[str, bool]]]:
     if task == "edit":
         return {name: {"": (QUESTIONS[kind](problem.question), True)} for name, kind in zip(("SC", "PF"), ORDERED, strict=True)}
     if task not in QUESTIONS:
-        raise InputError(f"problem {problem.id}: unknown task {task!r}; there are {', '.join([*QUESTIONS, 'edit'])}")
+        raise InputError(f"problem {problem.id}: unknown task {task!r}; there are {', '.join(TASKS)}")
     return {"": {"": (QUESTIONS[task](problem.question), task in ORDERED)}}
 
 

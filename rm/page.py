@@ -46,6 +46,16 @@ def picture(image: Any, longest: int = 480) -> str:
     return f"<img alt='' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
 
 
+def pictures(images: Sequence[Any], longest: int = 480) -> str:
+    """The pictures side by side, or why one of them cannot be shown."""
+    from ..types import InputError
+
+    try:
+        return "".join(picture(image, longest) for image in images)
+    except InputError as error:
+        return f"<p class='wrong'>{html.escape(str(error))}</p>"
+
+
 def write_page(path: Path, title: str, parts: Sequence[str], style: str = "") -> None:
     """The page of these parts, whole or not at all."""
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}{style}</style>"

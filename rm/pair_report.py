@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..types import InputError
-from .page import percent, picture, table, write_page
+from .page import percent, pictures, table, write_page
 
 LABELS = {
     "accuracy_published": "accuracy, undecided left out (published)",
@@ -168,11 +167,4 @@ def _case(case: Any) -> str:
     words = "".join(f"<details><summary>judgement</summary>{html.escape(text)}</details>" for text in found.texts[:2])
     head = f"<p><b>{html.escape(preference.problem.id)}</b> <span class='note'>{html.escape(preference.group)} {said}{sure}</span></p>"
     question = f"<p>{html.escape(preference.problem.question)}</p>"
-    return f"<div class='case'>{_pictures(preference.problem.images)}{head}{question}<div class='answers'>{answers}</div>{words}</div>"
-
-
-def _pictures(images: Sequence[Any]) -> str:
-    try:
-        return "".join(picture(image) for image in images)
-    except InputError as error:
-        return f"<p class='wrong'>{html.escape(str(error))}</p>"
+    return f"<div class='case'>{pictures(preference.problem.images)}{head}{question}<div class='answers'>{answers}</div>{words}</div>"

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..types import InputError
-from .page import percent, picture, table, write_page
+from .page import percent, pictures, table, write_page
 from .ranks import RankItem
 
+LONGEST = 170  # pixels of a picture on the page
 _STYLE = """
 .case { border-top: 2px solid #bbb; padding: 1em 0; } .row { display: flex; gap: .8em; flex-wrap: wrap; font-size: 13px; }
 .row > div { padding: .4em; border-radius: 6px; max-width: 190px; } .row img { max-width: 170px; max-height: 170px; display: block; }
@@ -63,16 +63,9 @@ def write_rank_report(path: Path, results: Mapping[str, Any], cases: Sequence[tu
 def _case(item: RankItem, scores: Sequence[float], tau: float) -> str:
     assert item.order is not None
     said = sorted(range(len(scores)), key=lambda k: -scores[k])
-    cells = [f"<div>{_picture(item.reference)}reference</div>"]
+    cells = [f"<div>{pictures([item.reference], LONGEST)}reference</div>"]
     for place, k in enumerate(item.order):
         colour = "good" if said[place] == k else "bad"
-        cells.append(f"<div class='{colour}'>{_picture(item.candidates[k])}{scores[k]:.3f}, ranked {said.index(k) + 1}</div>")
+        cells.append(f"<div class='{colour}'>{pictures([item.candidates[k]], LONGEST)}{scores[k]:.3f}, ranked {said.index(k) + 1}</div>")
     head = f"<p><b>{html.escape(item.id)}</b> <span class='note'>Kendall {tau:.2f}; {html.escape(item.question)}</span></p>"
     return f"<div class='case'>{head}<div class='row'>{''.join(cells)}</div></div>"
-
-
-def _picture(image: Any) -> str:
-    try:
-        return picture(image, 170)
-    except InputError as error:
-        return f"<p class='wrong'>{html.escape(str(error))}</p>"

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from ..types import InputError, Problem, Sample
-from .datasets import open_dataset
+from .datasets import FILES, open_dataset
 from .edit_metrics import DIMENSIONS
-from .paco_prompt import PAIR, QUESTIONS
+from .paco_prompt import PAIR, TASKS
 from .rows import read_rows, write_jsonl
 
 _COLUMNS = ("id", "reference", "candidates", "order", "question", "task", "group")
@@ -52,8 +52,8 @@ class RankItem:
             raise InputError(
                 f"instance {self.id}: order must name each of the {len(self.candidates)} candidates once, from 0, got {list(self.order)}"
             )
-        if self.task not in (*QUESTIONS, "edit"):
-            raise InputError(f"instance {self.id}: unknown task {self.task!r}; there are {', '.join([*QUESTIONS, 'edit'])}")
+        if self.task not in TASKS:
+            raise InputError(f"instance {self.id}: unknown task {self.task!r}; there are {', '.join(TASKS)}")
 
     def samples(self, instruction: str = "own") -> list[Sample]:
         """A sample for each candidate, the reference first. `instruction`: "own" asks the item's question as its task says; "ask", "theme"
@@ -89,7 +89,7 @@ def read_ranks(
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
     path, items, lines = Path(source), [], {}
-    if path.is_file() or path.suffix in (".jsonl", ".json", ".parquet"):
+    if path.is_file() or path.suffix in FILES:  # row by row, so that the pictures of one batch at a time are in memory
         rows, folder = read_rows(path, "rankings"), path.parent
     else:
         found, _, folder = open_dataset(source, split, "rankings")

@@ -22,7 +22,7 @@ from ..serving.engine import Request
 from ..serving.images import image_key
 from ..serving.load import model_path
 from ..types import InputError
-from .collate import Joined, Survey, TargetCollator, picture_size
+from .collate import Joined, Survey, TargetCollator, check_picture
 from .fit import Training, fit, known
 from .paco_loss import verdict_weights
 from .paco_prompt import PairStyle
@@ -135,7 +135,7 @@ class Answers:
 
 
 def survey_pairs(items: Sequence[PairRecord], form: Answers) -> Survey:
-    """Looks at every pair once: its pictures' headers (InputError for one that cannot be used), its texts. A pair of a picture with itself
+    """Looks at every pair once: its pictures' files (InputError for one that cannot be used), its texts. A pair of a picture with itself
     is dropped and counted. The rough length is in characters without the answer's first word, which tells the label."""
     indices, lengths, counts, digest = [], [], Counter[str](), hashlib.sha1()
     sizes: dict[Any, tuple[int, int]] = {}
@@ -146,7 +146,7 @@ def survey_pairs(items: Sequence[PairRecord], form: Answers) -> Survey:
             continue
         for key, image in zip(keys, item.images, strict=True):
             if key not in sizes:
-                sizes[key] = picture_size(image)
+                sizes[key] = check_picture(image)
         names = [os.fspath(i) if isinstance(i, (str, os.PathLike)) else sizes[k] for i, k in zip(item.images, keys, strict=True)]
         text = "\0".join(part["text"] for message in form.prompt(item).messages for part in message["content"] if part["type"] == "text")
         digest.update(f"{item.id}\0{text}\0{form.target(item)}\0{names}\0".encode(errors="replace"))
