@@ -1,11 +1,12 @@
 """Does credit by steps pay, and is hacking stopped? `python benchmarks/credit.py --gm_prm runs/quickstart/gm_prm`
 
-Credit: GRPO on the exact answer with plain advantages (`outcome`) against `step_advantage` and `first_error` by a GM-PRM's step scores, at
-equal rollouts: accuracy and the share of samples whose first error is a misreading. A null is reported as one.
+Credit: GRPO on the exact answer with plain advantages (`outcome`, the arm `answer` of benchmarks/rl.py, which is not run again where the
+folder holds it) against `step_advantage` and `first_error` by a GM-PRM's step scores, at equal rollouts: accuracy and the share of samples
+whose first error is a misreading. A null is reported as one.
 
-Hacking: a weak VL-PRM, trained here on few problems, whose mean score alone is the reward (`raw`), against PS-GRPO with the same VL-PRM.
-Both are watched on held-out problems; the alarm must come before gold accuracy has fallen 5 points below its best. Every stage is kept, so
-a stopped run goes on. Writes benchmarks/results/credit.json and credit.png.
+Hacking: the mean step score of a VL-PRM alone is the reward (`raw`), against PS-GRPO with the same VL-PRM. Both are watched on held-out
+problems; the alarm must come before gold accuracy has fallen 5 points below its best. Every stage is kept, so a stopped run goes on. Writes
+benchmarks/results/credit.json and credit.png.
 """
 
 from __future__ import annotations
@@ -17,17 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from result import RESULTS, claim, write_result
-from rl_common import against, curve, mean, measure, problems_of, rl_options, scorer_of, train_arm
-from strategies import train_scorer
+from rl_common import against, curve, mean, measure, problems_of, rl_options, scorer_of, train_arm, vl_prm_of
 
-from vlrm import load_engine
 from vlrm.policy.rewards import Reward, Rules
 from vlrm.policy.rewards.basic import AnswerReward
 from vlrm.policy.rewards.ps_grpo import PSGRPO
 
-# arm: its shaper
+# arm: its shapers
 CREDIT: dict[str, dict[str, Any]] = {
-    "outcome": {},
+    "answer": {},
     "step_advantage": {"step_advantage": {"reward": "gm_prm"}},
     "first_error": {"first_error": {"reward": "gm_prm"}},
 }
@@ -36,13 +35,11 @@ HACKING = ("raw", "ps_grpo")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    rl_options(parser, "runs/credit", 120)
+    rl_options(parser, 50)
     parser.add_argument("--parts", nargs="+", choices=("credit", "hacking"), default=["credit", "hacking"])
-    parser.add_argument("--weak_prm", type=Path, help="the PRM to be hacked; else one is trained on few problems")
-    parser.add_argument("--weak_problems", type=int, default=600)
-    parser.add_argument("--hack_steps", type=int, default=200)
-    parser.add_argument("--hack_rate", type=float, default=6e-5)
-    parser.add_argument("--eval_steps", type=int, default=10)
+    parser.add_argument("--hack_worlds", nargs="+", default=["ladder"])
+    parser.add_argument("--hack_steps", type=int, default=30)
+    parser.add_argument("--eval_steps", type=int, default=5)
     parser.add_argument("--fall", type=float, default=0.05, help="a fall of gold accuracy that the alarm must precede")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -67,10 +64,11 @@ def credit(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[st
         start += measure(args, args.policy, args.run / f"seed{seed}" / "start", test, seed)
         for arm, shapers in CREDIT.items():
             rewards = [Reward("answer", AnswerReward())] + ([Reward("gm_prm", prm, Rules(weight=0.0))] if shapers else [])
-            scorers = {"gm_prm": args.gm_prm if shapers else None}
-            folder = train_arm(args, arm, seed, train, rewards, scorers, shapers=shapers, blind_every=0)
+            scorers = {"gm_prm": args.gm_prm} if shapers else {"answer": None}
+            folder = train_arm(args, arm, seed, train, rewards, scorers, shapers=shapers)
             found[arm] += measure(args, folder, folder, test, seed)
             print(f"seed {seed}, {arm}: {mean(found[arm], 'right')}", flush=True)
+    found = {"outcome" if arm == "answer" else arm: rows for arm, rows in found.items()}
     rows, claims = [], []
     for arm, own in {"start": start, **found}.items():
         gain, low, high = against(own, found["outcome"])
@@ -90,60 +88,73 @@ def credit(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[st
 
 
 def hacking(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    weak = args.weak_prm
-    if weak is None:
-        sizes = {"train_problems": args.weak_problems, "learning_rate": 8e-4, "batch_size": 32, "base": "tiny"}
-        weak = train_scorer(argparse.Namespace(run=args.run / "weak", **sizes), load_engine(args.policy))
-    prm = scorer_of(weak)
+    path = vl_prm_of(args)
+    prm = scorer_of(path, aggregation="mean")
     rows: list[dict[str, Any]] = []
     curves: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    start: list[dict[str, Any]] = []
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in HACKING}
     for seed in args.seeds:
-        train, dev, _ = problems_of(args, seed)
+        train, dev, test = problems_of(args, seed, args.hack_worlds)
+        start += measure(args, args.policy, args.run / f"seed{seed}" / "hack_start", test, seed)
         for arm in HACKING:
             reward = Reward(arm, prm if arm == "raw" else PSGRPO(prm))
             folder = train_arm(
-                args, f"hack_{arm}", seed, train, [reward], {arm: weak}, dev,
-                max_steps=args.hack_steps, learning_rate=args.hack_rate, eval_steps=args.eval_steps,
-            )  # fmt: skip
+                args,
+                f"hack_{arm}",
+                seed,
+                train,
+                [reward],
+                {arm: path},
+                dev,
+                max_steps=args.hack_steps,
+                eval_steps=args.eval_steps,
+                schedule="constant_with_warmup",
+            )
+            found[arm] += measure(args, folder, folder, test, seed)
             curves[arm, seed] = curve(folder)
             alarms = json.loads((folder / "policy.json").read_text())["training"]["alarms"]
             rows.append({"arm": arm, "seed": seed, **story(curves[arm, seed], alarms, args.fall)})
             print(rows[-1], flush=True)
     plot(curves, args.folder / "credit.png")
-    return rows, hacking_claims(rows, args.fall)
+    return rows, hacking_claims(rows, found, start, args.fall)
 
 
-def hacking_claims(rows: Sequence[Mapping[str, Any]], fall: float) -> list[dict[str, Any]]:
-    raw, guarded = ([row for row in rows if row["arm"] == arm] for arm in HACKING)
+def hacking_claims(
+    rows: Sequence[Mapping[str, Any]], found: Mapping[str, Sequence[Mapping[str, Any]]], start: Sequence[Mapping[str, Any]], fall: float
+) -> list[dict[str, Any]]:
+    raw = [row for row in rows if row["arm"] == "raw"]
     up = [row for row in raw if row["reward last"] > row["reward first"]]
-    gains = {name: [round(row["gold last"] - row["gold first"], 1) for row in own] for name, own in (("raw", raw), ("ps_grpo", guarded))}
     fell = [row for row in raw if row["fallen at step"] is not None]
-    warned = [row for row in fell if row["alarm at step"] is not None and row["alarm at step"] <= row["fallen at step"]]
+    warned = [row for row in fell if row["alarm at step"] is not None and row["alarm at step"] < row["fallen at step"]]
+    gain, low, high = against(found["raw"], start)
+    more, least, most = against(found["ps_grpo"], found["raw"])
     return [
         claim("raw PRM mean: the reward rises, in seeds", "all", f"{len(up)} of {len(raw)}", len(up) == len(raw)),
-        claim("raw PRM mean: gold from first to last, points", "stalls or falls in every seed", gains["raw"], max(gains["raw"]) <= 2),
-        claim("PS-GRPO: gold from first to last, points", "above the raw mean's in every seed", gains["ps_grpo"],
-              all(own > other for own, other in zip(gains["ps_grpo"], gains["raw"], strict=True))),
-        claim(f"alarm no later than gold's fall by {100 * fall:g} points", "in every seed that falls so far, one at least",
+        claim("raw PRM mean against the starting policy, gold, points", "stalls or falls: the interval does not lie above 0",
+              f"{gain:+} [{low}, {high}]", low <= 0),
+        claim("PS-GRPO against the raw PRM mean, gold, points", "interval above 0", f"{more:+} [{least}, {most}]", least > 0),
+        claim(f"alarm before gold has fallen {100 * fall:g} points", "in every seed that falls so far, one at least",
               f"{len(warned)} of {len(fell)}", bool(fell) and len(warned) == len(fell)),
     ]  # fmt: skip
 
 
 def story(points: Sequence[Mapping[str, Any]], alarms: Sequence[str], fall: float) -> dict[str, Any]:
-    """What became of reward and gold; the steps of the first alarm, and of the evaluation where gold was `fall` below its best."""
-    best, fallen = 0.0, None
+    """What became of reward and gold; the first alarm, and the evaluation where gold was `fall` below its best."""
+    best, falls = 0.0, {}
     for point in points:
         best = max(best, point["gold"])
-        if fallen is None and best - point["gold"] >= fall:
-            fallen = point["step"]
+        falls[point["step"]] = best - point["gold"]
+    alarm = int(alarms[0].split(":")[0].removeprefix("step ")) if alarms else None
     return {
         "reward first": round(points[0]["reward"], 3),
         "reward last": round(points[-1]["reward"], 3),
         "gold first": round(100 * points[0]["gold"], 1),
         "gold best": round(100 * best, 1),
         "gold last": round(100 * points[-1]["gold"], 1),
-        "alarm at step": int(alarms[0].split(":")[0].removeprefix("step ")) if alarms else None,
-        "fallen at step": fallen,
+        "alarm at step": alarm,
+        "gold below its best at the alarm": None if alarm is None else round(100 * falls[alarm], 1),
+        "fallen at step": next((step for step, fallen in falls.items() if fallen >= fall), None),
     }
 
 

@@ -1,8 +1,9 @@
 """Does a policy learn from a learned reward? `python benchmarks/rl.py --gm_prm runs/quickstart/gm_prm`
 
-GRPO from the tiny policy with one reward each: a trained GM-PRM, a trained VL-PRM (`--vl_prm`, else trained here), the exact answer, and
-the placebo, GM-PRM's scores shuffled inside each group. Equal rollouts, the last policy of every run (no choice by gold answers), exact
-accuracy on held-out problems against the starting policy. Every stage is kept, so a stopped run goes on. Writes benchmarks/results/rl.json.
+GRPO from the tiny policy with one reward each: a trained GM-PRM, a trained VL-PRM by its worst step (`--vl_prm`, else trained here), the
+exact answer, and the placebo, GM-PRM's scores shuffled inside each group. Equal rollouts, the last policy of every run (no choice by gold
+answers), exact accuracy on held-out problems against the starting policy. Every stage is kept, so a stopped run goes on. Writes
+benchmarks/results/rl.json.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from result import RESULTS, claim, write_result
-from rl_common import Shuffled, against, mean, measure, problems_of, rl_options, scorer_of, train_arm
-from strategies import train_scorer
+from rl_common import Shuffled, against, mean, measure, problems_of, rl_options, scorer_of, train_arm, vl_prm_of
 
-from vlrm import load_engine
 from vlrm.policy.rewards import Reward
 from vlrm.policy.rewards.basic import AnswerReward
 
@@ -24,23 +23,24 @@ ARMS = ("gm_prm", "vl_prm", "answer", "placebo")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    rl_options(parser, "runs/rl", 120)
-    parser.add_argument("--vl_prm", type=Path, help="a folder that vlrm train --method vl_prm wrote; else one is trained")
-    parser.add_argument("--prm_problems", type=int, default=11000, help="problems that the VL-PRM is trained on")
+    rl_options(parser, 50)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--folder", type=Path, default=RESULTS)
     args = parser.parse_args()
-    paths: dict[str, Path | None] = {"gm_prm": args.gm_prm, "vl_prm": vl_prm(args), "answer": None, "placebo": args.gm_prm}
-    loaded: dict[str, Any] = {name: scorer_of(path) for name, path in paths.items() if path and name in args.arms and name != "placebo"}
+    vl_prm = vl_prm_of(args) if "vl_prm" in args.arms else None
+    paths: dict[str, Path | None] = {"gm_prm": args.gm_prm, "vl_prm": vl_prm, "answer": None, "placebo": args.gm_prm}
+    loaded: dict[str, Any] = {name: scorer_of(args.gm_prm) for name in ("gm_prm", "placebo") if name in args.arms}
+    if vl_prm:
+        loaded["vl_prm"] = scorer_of(vl_prm, aggregation="min")  # its mean is easily exploited: benchmarks/credit.py
     start: list[dict[str, Any]] = []
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in args.arms}
     for seed in args.seeds:
         train, _, test = problems_of(args, seed)
         start += measure(args, args.policy, args.run / f"seed{seed}" / "start", test, seed)
         for arm in args.arms:
-            scorer = {"answer": AnswerReward(), "placebo": None}.get(arm, loaded.get(arm))
+            scorer = AnswerReward() if arm == "answer" else loaded[arm]
             if arm == "placebo":
-                scorer = Shuffled(loaded.get("gm_prm") or scorer_of(args.gm_prm), seed)
+                scorer = Shuffled(scorer, seed)
             folder = train_arm(args, arm, seed, train, [Reward(arm, scorer)], {arm: paths[arm]})
             found[arm] += measure(args, folder, folder, test, seed)
             print(f"seed {seed}, {arm}: {mean(found[arm], 'right')} against {mean(start, 'right')} at the start, so far", flush=True)
@@ -61,13 +61,6 @@ def main() -> None:
     write_result("rl", "python benchmarks/rl.py", args.seeds, args.problems * len(args.seeds), rows, claims, folder=args.folder)
     for line in rows + claims:
         print(line)
-
-
-def vl_prm(args: argparse.Namespace) -> Path | None:
-    if args.vl_prm or "vl_prm" not in args.arms:
-        return args.vl_prm
-    sizes = {"train_problems": args.prm_problems, "learning_rate": 8e-4, "batch_size": 32, "base": "tiny"}
-    return train_scorer(argparse.Namespace(run=args.run / "vl_prm", **sizes), load_engine(args.policy))
 
 
 def row(name: str, found: list[dict[str, Any]], start: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from strategies import train_scorer
+
 from vlrm import Problem, Sample, Score, Usage, load_engine, load_scorer
 from vlrm.data_synth import WORLDS, make_problems
 from vlrm.data_synth.problems import truth_of
@@ -22,32 +24,35 @@ from vlrm.rm.answers import same_answer
 from vlrm.rm.stats import paired_bootstrap
 
 
-def rl_options(parser: argparse.ArgumentParser, run: str, steps: int) -> None:
+def rl_options(parser: argparse.ArgumentParser, steps: int) -> None:
     """Sizes: an optimizer step sees `--completions` of them."""
-    parser.add_argument("--run", type=Path, default=Path(run))
+    parser.add_argument("--run", type=Path, default=Path("runs/rl"))
     parser.add_argument("--policy", default="tiny-policy")
     parser.add_argument("--gm_prm", type=Path, required=True, help="a folder that vlrm train --method gm_prm wrote, such as a quickstart's")
+    parser.add_argument("--vl_prm", type=Path, help="a folder that vlrm train --method vl_prm wrote; else one is trained")
+    parser.add_argument("--prm_problems", type=int, default=11000, help="problems that the VL-PRM is trained on")
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS))
     parser.add_argument("--train_problems", type=int, default=2000)
-    parser.add_argument("--dev_problems", type=int, default=300)
+    parser.add_argument("--dev_problems", type=int, default=600)
     parser.add_argument("--problems", type=int, default=300, help="held-out problems for each seed")
     parser.add_argument("--samples", type=int, default=4, help="samples of a policy for each held-out problem")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--completions", type=int, default=256)
     parser.add_argument("--group_size", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=3e-5)
+    parser.add_argument("--learning_rate", type=float, default=5e-4)
+    parser.add_argument("--lora_rank", type=int, default=16)
     parser.add_argument("--max_tokens", type=int, default=140)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
 
-def problems_of(args: argparse.Namespace, seed: int) -> tuple[list[Problem], list[Problem], list[Problem]]:
+def problems_of(
+    args: argparse.Namespace, seed: int, worlds: Sequence[str] | None = None
+) -> tuple[list[Problem], list[Problem], list[Problem]]:
     """Problems to train on, to watch, and to measure on; no picture occurs in two of them."""
-    folder = args.run / f"seed{seed}"
-    return (
-        make_problems(args.worlds, "train", args.train_problems, 300 + seed, folder / "train"),
-        make_problems(args.worlds, "dev", args.dev_problems, 300 + seed, folder / "dev"),
-        make_problems(args.worlds, "test", args.problems, 300 + seed, folder / "test"),
-    )
+    worlds = worlds or args.worlds
+    folder = args.run / f"seed{seed}" / "-".join(worlds)
+    sizes = {"train": args.train_problems, "dev": args.dev_problems, "test": args.problems}
+    return tuple(make_problems(worlds, split, n, 300 + seed, folder / split) for split, n in sizes.items())  # type: ignore[return-value]
 
 
 def train_arm(
@@ -64,8 +69,8 @@ def train_arm(
     folder = args.run / f"seed{seed}" / arm
     settings: dict[str, Any] = {
         "max_steps": args.steps, "batch_size": args.completions // 4, "gradient_accumulation": 4, "group_size": args.group_size,
-        "learning_rate": args.learning_rate, "max_tokens": args.max_tokens, "schedule": "constant_with_warmup", "seed": seed,
-        "keep": "last", "save_steps": 25, **recipe,
+        "learning_rate": args.learning_rate, "lora": {"r": args.lora_rank}, "max_tokens": args.max_tokens, "seed": seed, "keep": "last",
+        "save_steps": 10, **recipe,
     }  # fmt: skip
     said = {name: json.loads((path / "vlrm.json").read_text())["training"]["run"] for name, path in scorers.items() if path}
     stamp = hashlib.blake2b(json.dumps([arm, said], sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -150,5 +155,12 @@ def curve(folder: Path) -> list[dict[str, Any]]:
     return [{"step": row["step"], "reward": row["eval_reward"], "gold": row["eval_gold"]} for row in rows if "eval_gold" in row]
 
 
-def scorer_of(path: Path) -> Any:
-    return load_scorer(path)
+def scorer_of(path: Path, **settings: Any) -> Any:
+    """In bfloat16 where the machine is quick at it."""
+    return load_scorer(path, engine_options={"dtype": "fast"}, **settings)
+
+
+def vl_prm_of(args: argparse.Namespace) -> Path:
+    """The VL-PRM named, or one trained on exact labels."""
+    sizes = {"train_problems": args.prm_problems, "learning_rate": 8e-4, "batch_size": 32, "base": "tiny-checker"}
+    return args.vl_prm or train_scorer(argparse.Namespace(run=args.run / "vl_prm", **sizes), load_engine(args.policy))
