@@ -18,7 +18,9 @@ from rl_common import Shuffled, against, mean, measure, problems_of, rl_options,
 from vlrm.policy.rewards import Reward
 from vlrm.policy.rewards.basic import AnswerReward
 
-ARMS = ("gm_prm", "vl_prm", "answer", "placebo")
+# arm: settings of its own. Where a VL-PRM sees no difference, its scores still differ a little inside a group; scaled to unit spread that
+# noise would count as much as what it does see.
+ARMS: dict[str, dict[str, Any]] = {"gm_prm": {}, "vl_prm": {"scale_rewards": "none"}, "answer": {}, "placebo": {}}
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
             scorer = AnswerReward() if arm == "answer" else loaded[arm]
             if arm == "placebo":
                 scorer = Shuffled(scorer, seed)
-            folder = train_arm(args, arm, seed, train, [Reward(arm, scorer)], {arm: paths[arm]})
+            folder = train_arm(args, arm, seed, train, [Reward(arm, scorer)], {arm: paths[arm]}, **ARMS[arm])
             found[arm] += measure(args, folder, folder, test, seed)
             print(f"seed {seed}, {arm}: {mean(found[arm], 'right')} against {mean(start, 'right')} at the start, so far", flush=True)
     rows = [row("start", start, start, args)] + [row(arm, found[arm], start, args) for arm in args.arms]
