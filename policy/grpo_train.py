@@ -28,7 +28,7 @@ from ..types import InputError, Problem
 from .alarm import Alarm
 from .grpo_data import digest, fitting, rows, side_by_side, trial
 from .rewards import Reward, load_rewards
-from .rewards.spec import try_rewards
+from .rewards.spec import check_columns, try_rewards
 from .shapers import SHAPERS
 from .shapers.batch import named
 
@@ -142,7 +142,8 @@ def train_grpo(
             raise InputError(f"the shaper {name} asks for the reward {wanted!r}; there are {', '.join(names)}")
     best = "eval_gold" if all(problem.answer is not None for problem in eval_problems) else "eval_reward"
     config = trl_config(settings, output_dir / "checkpoints", bool(eval_problems), best if settings.keep == "best" else None)
-    for line in try_rewards(loaded, trial(problems)):
+    tried = trial(problems)
+    for line in check_columns(loaded, problems) + try_rewards(loaded, tried):
         print(f"vlrm: {line}", file=sys.stderr)
     prepare_folder(output_dir, run, resume, CARD)
 

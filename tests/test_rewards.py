@@ -21,7 +21,7 @@ from vlrm.policy.rewards.basic import AnswerReward, FormatReward
 from vlrm.policy.rewards.perception_r1 import PerceptionR1, perception_r1, read_judgement, world_facts
 from vlrm.policy.rewards.ps_grpo import PSGRPO, ps_grpo, relative_drop
 from vlrm.policy.rewards.rules import apply_rules, weight_at
-from vlrm.policy.rewards.spec import load_reward, try_rewards
+from vlrm.policy.rewards.spec import check_columns, load_reward, try_rewards
 from vlrm.serving.engine import Completion
 from vlrm.types import InputError, Problem, Sample, Score, Usage
 
@@ -109,6 +109,22 @@ def test_every_scorer_is_tried_before_training():
     assert try_rewards([Reward("none", Steps(Score(None, error="too short")))], [RIGHT]) == [
         "reward none gave no score on a first try (too short)"
     ]
+
+
+def test_columns_that_a_reward_reads_are_looked_for():
+    known, unknown = PROBLEM, Problem("q", "What is it?", [])
+    rewards = load_rewards({"answer": 1.0, "form": {"scorer": "format"}})
+    assert check_columns(rewards, [known]) == []
+    assert check_columns(rewards, [known, unknown]) == ["reward answer: 1 of 2 problems have no 'answer'"]
+    with pytest.raises(InputError, match="reward answer needs the column 'answer', which no problem has"):
+        check_columns(rewards, [unknown])
+    guarded = [Reward("guarded", PSGRPO(Steps()))]
+    with pytest.raises(InputError, match="reward guarded needs the column 'answer'"):
+        check_columns(guarded, [unknown])
+    stated = load_rewards({"seen": {"scorer": "perception_r1", "settings": {"judge": "stated", "facts": "hints"}}})
+    with pytest.raises(InputError, match="reward seen needs the column 'hints'"):
+        check_columns(stated, [known])
+    assert check_columns(stated, [Problem("p", "What is it?", [], "7", {"hints": []})]) == []
 
 
 def test_whatever_a_scorer_does_becomes_a_counted_none(capsys):

@@ -15,6 +15,7 @@ class AnswerReward:
     """1 where the answer is right, 0 where it is wrong, None where the problem has no gold answer. `checker` as in `load_checker`."""
 
     looks = False  # does not see the picture
+    columns = ("answer",)  # of a problem, without which there is no score
 
     def __init__(self, *, checker: str = "auto"):
         self.check = load_checker(checker)

@@ -65,6 +65,7 @@ class PerceptionR1:
     ):
         self.facts, self.visual_weight, self.ngram, self.ngram_penalty = facts, visual_weight, ngram, ngram_penalty
         self.form, self.check = FormatReward(pattern=pattern), load_checker(checker)
+        self.columns = ("answer",) if judge == "world" else ("answer", facts)
         self.engine: Engine | None = None
         self.judge: Judge = {"world": self._by_world, "stated": self._by_text}.get(judge if isinstance(judge, str) else "", self._by_engine)
         if self.judge == self._by_engine:

@@ -29,6 +29,8 @@ def ps_grpo(right: bool, steps: Sequence[float], gamma: float = 0.5, rho: float 
 class PSGRPO:
     """The reward as a scorer around a scorer with steps. None where the answer cannot be checked, or is right and has no step scores."""
 
+    columns = ("answer",)
+
     def __init__(self, scorer: Scorer, *, gamma: float = 0.5, rho: float = 0.3, checker: str = "auto"):
         if not 0 <= gamma <= 1 or rho < 0:
             raise InputError(f"gamma must lie in [0, 1] and rho be at least 0, got {gamma} and {rho}")

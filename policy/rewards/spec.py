@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ...rm.load import load_scorer, resolve
-from ...types import InputError, Sample, Score, Scorer, Usage
+from ...types import InputError, Problem, Sample, Score, Scorer, Usage
 from .basic import AnswerReward, FormatReward
 from .perception_r1 import PerceptionR1
 from .ps_grpo import PSGRPO
@@ -114,6 +114,20 @@ class PlainScorer:
 
     def __call__(self, samples: Sequence[Sample]) -> list[Score]:
         return [value if isinstance(value, Score) else Score(value) for value in self.function(samples)]
+
+
+def check_columns(rewards: Sequence[Reward], problems: Sequence[Problem]) -> list[str]:
+    """Looks for what scorers read of a problem, the names in their attribute `columns`. Raises InputError for a column that no problem
+    has; returns a line for each that only some have."""
+    lines = []
+    for reward in rewards:
+        for column in getattr(reward.scorer, "columns", ()):
+            having = sum(problem.answer is not None if column == "answer" else column in problem.meta for problem in problems)
+            if not having:
+                raise InputError(f"reward {reward.name} needs the column {column!r}, which no problem has; add it, or take another reward")
+            if having < len(problems):
+                lines.append(f"reward {reward.name}: {len(problems) - having:,} of {len(problems):,} problems have no {column!r}")
+    return lines
 
 
 def try_rewards(rewards: Sequence[Reward], samples: Sequence[Sample]) -> list[str]:
