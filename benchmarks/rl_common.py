@@ -45,14 +45,11 @@ def rl_options(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
 
-def problems_of(
-    args: argparse.Namespace, seed: int, worlds: Sequence[str] | None = None
-) -> tuple[list[Problem], list[Problem], list[Problem]]:
-    """Problems to train on, to watch, and to measure on; no picture occurs in two of them."""
-    worlds = worlds or args.worlds
-    folder = args.run / f"seed{seed}" / "-".join(worlds)
+def problems_of(args: argparse.Namespace, seed: int, worlds: str) -> tuple[list[Problem], list[Problem], list[Problem]]:
+    """Problems of the `worlds` (names with "-" between them) to train on, to watch, and to measure on; no picture occurs in two of them."""
+    folder = args.run / f"seed{seed}" / worlds
     sizes = {"train": args.train_problems, "dev": args.dev_problems, "test": args.problems}
-    return tuple(make_problems(worlds, split, n, 300 + seed, folder / split) for split, n in sizes.items())  # type: ignore[return-value]
+    return tuple(make_problems(worlds.split("-"), split, n, 300 + seed, folder / split) for split, n in sizes.items())  # type: ignore[return-value]
 
 
 def train_arm(
