@@ -67,6 +67,7 @@ def main() -> None:
     problems = make_problems(list(WORLDS), "train", 512, 7, args.run / "problems")
     local = load_scorer(args.scorer)
     seconds: dict[str, list[list[float]]] = {}
+    tokens: dict[str, float] = {}
     shares: list[float] = []
     with served(args) if "http" in args.arms else nothing() as remote:
         for number in range(args.rounds):
@@ -74,7 +75,9 @@ def main() -> None:
                 if arm != "trl" and arm not in args.arms:
                     continue
                 timed = Timed(scorer)
-                seconds.setdefault(arm, []).append(run(args, arm, timed, problems, number))
+                found, written = run(args, arm, timed, problems, number)
+                seconds.setdefault(arm, []).append(found)
+                tokens[arm] = tokens.get(arm, 0) + written
                 total = sum(seconds[arm][-1])
                 shares += [timed.seconds / total] if arm == "trl" else []
                 print(f"round {number}, {arm}: {total:.1f} s, {timed.seconds:.1f} s of it in the scorer", flush=True)
@@ -82,9 +85,10 @@ def main() -> None:
     for arm, found in seconds.items():
         ratio, low, high = ratio_ci(found, seconds["trl"])
         steps = np.array(found)
-        rows_.append(
-            {"arm": arm, "seconds a step": round(float(steps.mean()), 3), "ratio": round(ratio, 3), "ci95": [round(low, 3), round(high, 3)]}
-        )
+        rows_.append({
+            "arm": arm, "seconds a step": round(float(steps.mean()), 3), "ratio": round(ratio, 3), "ci95": [round(low, 3), round(high, 3)],
+            "sampled tokens a second": round(tokens[arm] / float(steps.sum())),
+        })  # fmt: skip
         if arm in GOALS:
             goal = f"<= {GOALS[arm]} times a plain TRL step and the scorer's own time"
             claims.append(claim(f"a step, {arm}", goal, f"{ratio:.3f} [{low:.3f}, {high:.3f}]", ratio <= GOALS[arm]))
@@ -96,8 +100,8 @@ def main() -> None:
         print(line)
 
 
-def run(args: argparse.Namespace, arm: str, scorer: Timed, problems: Sequence[Any], seed: int) -> list[float]:
-    """Seconds of each step after the first."""
+def run(args: argparse.Namespace, arm: str, scorer: Timed, problems: Sequence[Any], seed: int) -> tuple[list[float], float]:
+    """Seconds of each step after the first, and the tokens that the policy wrote in them."""
     from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
     from trl import GRPOTrainer
 
@@ -132,7 +136,8 @@ def run(args: argparse.Namespace, arm: str, scorer: Timed, problems: Sequence[An
         trainer = RewardTrainer(rewards=[Reward("prm", scorer)], **recipe_blind, **common)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return [log["step_time"] for log in trainer.state.log_history if "step_time" in log][1:]
+    steps = [log for log in trainer.state.log_history if "step_time" in log][1:]
+    return [log["step_time"] for log in steps], sum(log["completions/mean_length"] for log in steps) * args.completions
 
 
 @contextmanager

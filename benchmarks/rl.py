@@ -2,8 +2,8 @@
 
 GRPO from the tiny policy with one reward each: a trained GM-PRM, a trained VL-PRM by its worst step (`--vl_prm`, else trained here), the
 exact answer, and the placebo, GM-PRM's scores shuffled inside each group. Equal rollouts, the last policy of every run (no choice by gold
-answers), exact accuracy on held-out problems against the starting policy. One-pass verdicts of a VL-PRM see misread bars, not wrong sums, so its policy is
-trained on that world alone (`--vl_worlds`). Every stage is kept, so a stopped run goes on. Writes
+answers), exact accuracy on held-out problems against the starting policy. The one-pass verdicts of this VL-PRM see misread bars and no
+wrong sums, so its policy is trained and measured on that world alone (`--vl_worlds`). Every stage is kept, so a stopped run goes on. Writes
 benchmarks/results/rl.json.
 """
 
