@@ -106,8 +106,7 @@ def measure(args: argparse.Namespace, policy: str | Path, folder: Path, problems
     key = [args.samples, args.max_tokens, len(problems), str(policy)]
     if path.exists() and (kept := json.loads(path.read_text()))["key"] == key:
         return kept["problems"]
-    adapter = {"adapter": str(policy)} if (Path(policy) / "adapter_config.json").exists() else {}
-    engine = load_engine(args.policy if adapter else str(policy), **adapter)
+    engine = load_engine(str(policy))
     pools = sample_pool(problems, engine, n=args.samples, seed=1000 + seed, temperature=1.0, max_tokens=args.max_tokens)
     found = []
     for problem, pool in zip(problems, pools, strict=True):

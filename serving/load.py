@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from .engine import Engine
 
 _TINY = Path(__file__).parent.parent / "policy" / "checkpoints"
 TINY = ("tiny", "tiny-policy", "tiny-checker", "tiny-pairs")
+ADAPTER = "adapter_config.json"
 _FORMS = '"transformers:PATH", "vllm:PATH", "http://host:port/v1" or "tiny"'
 
 
 def load_engine(spec: str, adapter: str | Path | None = None, **options: Any) -> Engine:
     """The engine that `spec` names.
 
-    - `"transformers:PATH"`: a folder or a hub name (org/name); also just a folder, or one of `TINY`, that vlrm ships;
+    - `"transformers:PATH"`: a folder or a hub name (org/name); also just a folder, or one of `TINY`, that vlrm ships. The folder of a
+      LoRA adapter, such as `vlrm train` writes, stands for its base model with the adapter;
     - `"vllm:PATH"`: vLLM in this process;
     - `"http://host:port/v1"`: any OpenAI-compatible server; several URLs separated by commas share the work, and
       `#MODEL` at the end names the model if the server has several.
@@ -39,9 +42,11 @@ def load_engine(spec: str, adapter: str | Path | None = None, **options: Any) ->
         scheme, path = "transformers", spec
     if scheme not in ("transformers", "vllm"):
         raise InputError(f"unknown engine {scheme!r} in {spec!r}; write {_FORMS}")
+    if adapter is None and (Path(path).expanduser() / ADAPTER).is_file():
+        path, adapter = adapter_base(Path(path).expanduser()), path
     path = model_path(path)
-    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise InputError(f"adapter {adapter} has no adapter_config.json; give the folder that PEFT saved the LoRA adapter in")
+    if adapter is not None and not (Path(adapter) / ADAPTER).is_file():
+        raise InputError(f"adapter {adapter} has no {ADAPTER}; give the folder that PEFT saved the LoRA adapter in")
     if scheme == "transformers":
         from .transformers_engine import TransformersEngine
 
@@ -53,13 +58,26 @@ def load_engine(spec: str, adapter: str | Path | None = None, **options: Any) ->
     return VLLMEngine(path, adapter=adapter, **options)
 
 
+def adapter_base(folder: Path) -> str:
+    """The model that the LoRA adapter in this folder belongs to, as a policy's card names it, else as PEFT does. Raises InputError."""
+    try:
+        if (folder / "policy.json").is_file():
+            return str(json.loads((folder / "policy.json").read_text())["training"]["run"]["model"])
+        base = json.loads((folder / ADAPTER).read_text())["base_model_name_or_path"]
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        raise InputError(f"cannot read whose adapter {folder} holds ({error}); give it as adapter=, its base as the path") from None
+    if not base:
+        raise InputError(f"the adapter in {folder} does not tell its base model: give it as adapter=, and its base model as the path")
+    return str(base)
+
+
 def model_path(path: str) -> str:
     """A folder with a model in it, or a hub name. Raises InputError for a path that does not exist."""
     if path in TINY and not Path(path).exists():
         path = str(_TINY / path)
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if (folder / "adapter_config.json").is_file():
+        if (folder / ADAPTER).is_file():
             raise InputError(f"the folder {path} holds a LoRA adapter: give it as adapter=, and its base model as the path")
         if not (folder / "config.json").is_file():
             raise InputError(f"the folder {path} holds no model: it has no config.json")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 
 import pytest
 
@@ -225,6 +227,22 @@ def test_adapter_changes_answers(tiny_path, tiny_adapter, tiny_engine, ask):
     assert tuned.name != tiny_engine.name
 
 
+def test_a_folder_with_an_adapter_stands_for_its_base_with_it(tiny_path, tiny_adapter, tmp_path, ask):
+    wanted = load_engine(tiny_path, adapter=tiny_adapter, device="cpu").generate([ask()])[0][0].text
+    assert load_engine(tiny_adapter, device="cpu").generate([ask()])[0][0].text == wanted, "the base as PEFT names it"
+    own = shutil.copytree(tiny_adapter, tmp_path / "own")
+    config = json.loads((own / "adapter_config.json").read_text())
+    for base, message in (("/no/such/model", "does not exist"), (None, "does not tell its base model")):
+        (own / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+        with pytest.raises(InputError, match=message):
+            load_engine(str(own))
+    (own / "policy.json").write_text(json.dumps({"training": {"run": {"model": tiny_path}}}))
+    assert load_engine(str(own), device="cpu").generate([ask()])[0][0].text == wanted, "the base as the policy's card names it"
+    (own / "policy.json").write_text("[]")
+    with pytest.raises(InputError, match="cannot read whose adapter"):
+        load_engine(str(own))
+
+
 def test_no_requests(tiny_engine):
     assert tiny_engine.generate([]) == [] and tiny_engine.choice_logprobs([], ["a", "b"]) == []
 
@@ -256,11 +274,9 @@ def test_bad_specifications_say_what_to_change(tiny_path, spec, options, message
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_a_model(tmp_path, tiny_adapter):
+def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(InputError, match=r"no config\.json"):
         load_engine(str(tmp_path))
-    with pytest.raises(InputError, match="give it as adapter="):
-        load_engine(tiny_adapter)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="cannot load"):
         load_engine(str(tmp_path))
