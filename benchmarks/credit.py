@@ -38,9 +38,8 @@ def main() -> None:
     rl_options(parser, 50)
     parser.add_argument("--parts", nargs="+", choices=("credit", "hacking"), default=["credit", "hacking"])
     parser.add_argument("--arms", nargs="+", choices=CREDIT, default=list(CREDIT), help="of credit")
-    parser.add_argument("--hack_worlds", nargs="+", default=["ladder"])
-    parser.add_argument("--hack_steps", type=int, default=30)
-    parser.add_argument("--eval_steps", type=int, default=5)
+    parser.add_argument("--hack_steps", type=int, default=24)
+    parser.add_argument("--eval_steps", type=int, default=4)
     parser.add_argument("--fall", type=float, default=0.05, help="a fall of gold accuracy that the alarm must precede")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -98,7 +97,7 @@ def hacking(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[s
     start: list[dict[str, Any]] = []
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in HACKING}
     for seed in args.seeds:
-        worlds = "-".join(args.hack_worlds)
+        worlds = "-".join(args.worlds)
         train, dev, test = problems_of(args, seed, worlds)
         start += measure(args, args.policy, args.run / f"seed{seed}" / worlds, test, seed)
         for arm in HACKING:
