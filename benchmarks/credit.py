@@ -4,9 +4,9 @@ Credit: GRPO on the exact answer with plain advantages (`outcome`, the arm `answ
 folder holds it) against `step_advantage` and `first_error` by a GM-PRM's step scores, at equal rollouts: accuracy and the share of samples
 whose first error is a misreading. A null is reported as one.
 
-Hacking: the mean step score of a VL-PRM alone is the reward (`raw`), against PS-GRPO with the same VL-PRM. Both are watched on held-out
-problems; the alarm must come before gold accuracy has fallen 5 points below its best. Every stage is kept, so a stopped run goes on. Writes
-benchmarks/results/credit.json and credit.png.
+Hacking: the mean step score of a weak VL-PRM, trained here on few problems, alone is the reward (`raw`), against PS-GRPO with the same
+VL-PRM. Both are watched on held-out problems; the alarm must come before gold accuracy has fallen 5 points below its best. Every stage is
+kept, so a stopped run goes on. Writes benchmarks/results/credit.json and credit.png.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from result import RESULTS, claim, write_result
-from rl_common import against, curve, mean, measure, problems_of, rl_options, scorer_of, train_arm, vl_prm_of
+from rl_common import against, curve, mean, measure, problems_of, rl_options, scorer_of, train_arm, train_vl_prm
 
 from vlrm.policy.rewards import Reward, Rules
 from vlrm.policy.rewards.basic import AnswerReward
@@ -38,8 +38,10 @@ def main() -> None:
     rl_options(parser, 50)
     parser.add_argument("--parts", nargs="+", choices=("credit", "hacking"), default=["credit", "hacking"])
     parser.add_argument("--arms", nargs="+", choices=CREDIT, default=list(CREDIT), help="of credit")
-    parser.add_argument("--hack_steps", type=int, default=24)
-    parser.add_argument("--eval_steps", type=int, default=4)
+    parser.add_argument("--weak_prm", type=Path, help="the PRM to be hacked; else one is trained on few problems")
+    parser.add_argument("--weak_problems", type=int, default=600)
+    parser.add_argument("--hack_steps", type=int, default=20)
+    parser.add_argument("--eval_steps", type=int, default=2)
     parser.add_argument("--fall", type=float, default=0.05, help="a fall of gold accuracy that the alarm must precede")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -90,7 +92,7 @@ def credit(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[st
 
 
 def hacking(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    path = vl_prm_of(args)
+    path = args.weak_prm or train_vl_prm(args.run / "weak", args.weak_problems, "tiny", args.policy)
     prm = scorer_of(path, aggregation="mean")
     rows: list[dict[str, Any]] = []
     curves: dict[tuple[str, int], list[dict[str, Any]]] = {}
