@@ -4,9 +4,9 @@ Credit: GRPO on the exact answer with plain advantages (`outcome`, the arm `answ
 folder holds it) against `step_advantage` and `first_error` by a GM-PRM's step scores, at equal rollouts: accuracy and the share of samples
 whose first error is a misreading. A null is reported as one.
 
-Hacking: the mean step score of a weak VL-PRM, trained here on few problems, alone is the reward (`raw`), against PS-GRPO with the same
-VL-PRM. Both are watched on held-out problems; the alarm must come before gold accuracy has fallen 5 points below its best. Every stage is
-kept, so a stopped run goes on. Writes benchmarks/results/credit.json and credit.png.
+Hacking: the mean step score of a VL-PRM alone is the reward (`raw`), against PS-GRPO with the same VL-PRM, all weights trained. Both are
+watched on held-out problems; the alarm must come before gold accuracy has fallen 5 points below its best. Every stage is kept, so a stopped
+run goes on. Writes benchmarks/results/credit.json and credit.png.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from result import RESULTS, claim, write_result
-from rl_common import against, curve, mean, measure, problems_of, rl_options, scorer_of, train_arm, train_vl_prm
+from rl_common import against, curve, mean, measure, problems_of, rl_options, scorer_of, train_arm, vl_prm_of
 
 from vlrm.policy.rewards import Reward, Rules
 from vlrm.policy.rewards.basic import AnswerReward
@@ -38,10 +38,10 @@ def main() -> None:
     rl_options(parser, 50)
     parser.add_argument("--parts", nargs="+", choices=("credit", "hacking"), default=["credit", "hacking"])
     parser.add_argument("--arms", nargs="+", choices=CREDIT, default=list(CREDIT), help="of credit")
-    parser.add_argument("--weak_prm", type=Path, help="the PRM to be hacked; else one is trained on few problems")
-    parser.add_argument("--weak_problems", type=int, default=600)
-    parser.add_argument("--hack_steps", type=int, default=20)
-    parser.add_argument("--eval_steps", type=int, default=2)
+    parser.add_argument("--hack_worlds", nargs="+", default=["ladder"])
+    parser.add_argument("--hack_rate", type=float, default=1e-4)
+    parser.add_argument("--hack_steps", type=int, default=24)
+    parser.add_argument("--eval_steps", type=int, default=3)
     parser.add_argument("--fall", type=float, default=0.05, help="a fall of gold accuracy that the alarm must precede")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -92,30 +92,22 @@ def credit(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[st
 
 
 def hacking(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    path = args.weak_prm or train_vl_prm(args.run / "weak", args.weak_problems, "tiny", args.policy)
+    path = vl_prm_of(args)
     prm = scorer_of(path, aggregation="mean")
     rows: list[dict[str, Any]] = []
     curves: dict[tuple[str, int], list[dict[str, Any]]] = {}
     start: list[dict[str, Any]] = []
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in HACKING}
     for seed in args.seeds:
-        worlds = "-".join(args.worlds)
+        worlds = "-".join(args.hack_worlds)
         train, dev, test = problems_of(args, seed, worlds)
         start += measure(args, args.policy, args.run / f"seed{seed}" / worlds, test, seed)
         for arm in HACKING:
             reward = Reward(arm, prm if arm == "raw" else PSGRPO(prm))
             folder = train_arm(
-                args,
-                f"hack_{arm}",
-                seed,
-                train,
-                [reward],
-                {arm: path},
-                dev,
-                max_steps=args.hack_steps,
-                eval_steps=args.eval_steps,
-                schedule="constant_with_warmup",
-            )
+                args, f"hack_{arm}", seed, train, [reward], {arm: path}, dev, max_steps=args.hack_steps, eval_steps=args.eval_steps,
+                lora=False, learning_rate=args.hack_rate, schedule="constant_with_warmup",
+            )  # fmt: skip
             found[arm] += measure(args, folder, folder, test, seed)
             curves[arm, seed] = curve(folder)
             alarms = json.loads((folder / "policy.json").read_text())["training"]["alarms"]
