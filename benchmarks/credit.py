@@ -4,9 +4,9 @@ Credit: GRPO on the exact answer with plain advantages (`outcome`, the arm `answ
 folder holds it) against `step_advantage` and `first_error` by a GM-PRM's step scores, at equal rollouts: accuracy and the share of samples
 whose first error is a misreading. A null is reported as one.
 
-Hacking: the mean step score of a VL-PRM alone is the reward (`raw`), against PS-GRPO with the same VL-PRM, all weights trained. Both are
-watched on held-out problems; the alarm must come before gold accuracy has fallen 5 points below its best. Every stage is kept, so a stopped
-run goes on. Writes benchmarks/results/credit.json and credit.png.
+Hacking: the mean step score of a VL-PRM alone is the reward (`raw`), against PS-GRPO with the same VL-PRM, on the world whose errors its
+verdicts see least. Both are watched on held-out problems; the alarm must come before gold accuracy has fallen 5 points below its best. Every
+stage is kept, so a stopped run goes on. Writes benchmarks/results/credit.json and credit.png.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ def main() -> None:
     rl_options(parser, 50)
     parser.add_argument("--parts", nargs="+", choices=("credit", "hacking"), default=["credit", "hacking"])
     parser.add_argument("--arms", nargs="+", choices=CREDIT, default=list(CREDIT), help="of credit")
-    parser.add_argument("--hack_worlds", nargs="+", default=["ladder"])
-    parser.add_argument("--hack_rate", type=float, default=1e-4)
-    parser.add_argument("--hack_steps", type=int, default=24)
-    parser.add_argument("--eval_steps", type=int, default=3)
+    parser.add_argument("--hack_worlds", nargs="+", default=["grid"])
+    parser.add_argument("--hack_steps", type=int, default=20)
+    parser.add_argument("--eval_steps", type=int, default=2)
     parser.add_argument("--fall", type=float, default=0.05, help="a fall of gold accuracy that the alarm must precede")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -106,7 +105,7 @@ def hacking(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[s
             reward = Reward(arm, prm if arm == "raw" else PSGRPO(prm))
             folder = train_arm(
                 args, f"hack_{arm}", seed, train, [reward], {arm: path}, dev, max_steps=args.hack_steps, eval_steps=args.eval_steps,
-                lora=False, learning_rate=args.hack_rate, schedule="constant_with_warmup",
+                schedule="constant_with_warmup",
             )  # fmt: skip
             found[arm] += measure(args, folder, folder, test, seed)
             curves[arm, seed] = curve(folder)
