@@ -4,9 +4,9 @@ Credit: GRPO on the exact answer with plain advantages (`outcome`, the arm `answ
 folder holds it) against `step_advantage` and `first_error` by a GM-PRM's step scores, at equal rollouts: accuracy and the share of samples
 whose first error is a misreading. A null is reported as one.
 
-Hacking: the mean step score of a VL-PRM alone is the reward (`raw`), against PS-GRPO with the same VL-PRM, on the world whose errors its
-verdicts see least. Both are watched on held-out problems; the alarm must come before gold accuracy has fallen 5 points below its best. Every
-stage is kept, so a stopped run goes on. Writes benchmarks/results/credit.json and credit.png.
+Hacking: the mean step score of a VL-PRM alone is the reward (`raw`), against PS-GRPO with the same VL-PRM. Both are watched on held-out
+problems: a reward that is exploited runs away from gold accuracy, and the alarm must come before gold has fallen 5 points below its best.
+Every stage is kept, so a stopped run goes on. Writes benchmarks/results/credit.json and credit.png.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def main() -> None:
     rl_options(parser, 50)
     parser.add_argument("--parts", nargs="+", choices=("credit", "hacking"), default=["credit", "hacking"])
     parser.add_argument("--arms", nargs="+", choices=CREDIT, default=list(CREDIT), help="of credit")
-    parser.add_argument("--hack_worlds", nargs="+", default=["grid"])
-    parser.add_argument("--hack_steps", type=int, default=20)
-    parser.add_argument("--eval_steps", type=int, default=2)
+    parser.add_argument("--hack_worlds", nargs="+", default=["ladder"])
+    parser.add_argument("--hack_steps", type=int, default=30)
+    parser.add_argument("--eval_steps", type=int, default=5)
     parser.add_argument("--fall", type=float, default=0.05, help="a fall of gold accuracy that the alarm must precede")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -119,10 +119,12 @@ def hacking(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[s
 def hacking_claims(
     rows: Sequence[Mapping[str, Any]], found: Mapping[str, Sequence[Mapping[str, Any]]], start: Sequence[Mapping[str, Any]], fall: float
 ) -> list[dict[str, Any]]:
-    raw = [row for row in rows if row["arm"] == "raw"]
+    raw, guarded = ([row for row in rows if row["arm"] == arm] for arm in HACKING)
     up = [row for row in raw if row["reward last"] > row["reward first"]]
+    ran, kept = ([row["reward ran ahead of gold"] for row in own] for own in (raw, guarded))
     fell = [row for row in raw if row["fallen at step"] is not None]
-    warned = [row for row in fell if row["alarm at step"] is not None and row["alarm at step"] < row["fallen at step"]]
+    late = [row for row in fell if row["alarm at step"] is None or row["alarm at step"] >= row["fallen at step"]]
+    warned = [row for row in raw if row["alarm at step"] is not None]
     gain, low, high = against(found["raw"], start)
     more, least, most = against(found["ps_grpo"], found["raw"])
     return [
@@ -130,8 +132,10 @@ def hacking_claims(
         claim("raw PRM mean against the starting policy, gold, points", "stalls or falls: the interval does not lie above 0",
               f"{gain:+} [{low}, {high}]", low <= 0),
         claim("PS-GRPO against the raw PRM mean, gold, points", "interval above 0", f"{more:+} [{least}, {most}]", least > 0),
-        claim(f"alarm before gold has fallen {100 * fall:g} points", "in every seed that falls so far, one at least",
-              f"{len(warned)} of {len(fell)}", bool(fell) and len(warned) == len(fell)),
+        claim("rise of the reward beyond that of gold, points, raw and PS-GRPO", "larger for raw in every seed", f"{ran} and {kept}",
+              all(one > other for one, other in zip(ran, kept, strict=True))),
+        claim(f"raw PRM mean: seeds whose gold had fallen {100 * fall:g} points when the alarm came", "none, and an alarm in every seed",
+              f"{len(late)} of {len(fell)} that fell so far; an alarm in {len(warned)} of {len(raw)}", not late and len(warned) == len(raw)),
     ]  # fmt: skip
 
 
@@ -148,6 +152,7 @@ def story(points: Sequence[Mapping[str, Any]], alarms: Sequence[str], fall: floa
         "gold first": round(100 * points[0]["gold"], 1),
         "gold best": round(100 * best, 1),
         "gold last": round(100 * points[-1]["gold"], 1),
+        "reward ran ahead of gold": round(100 * (points[-1]["reward"] - points[0]["reward"] - points[-1]["gold"] + points[0]["gold"]), 1),
         "alarm at step": alarm,
         "gold below its best at the alarm": None if alarm is None else round(100 * falls[alarm], 1),
         "fallen at step": next((step for step, fallen in falls.items() if fallen >= fall), None),

@@ -33,7 +33,7 @@ def rl_options(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument("--prm_problems", type=int, default=11000, help="problems that the VL-PRM is trained on")
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS))
     parser.add_argument("--train_problems", type=int, default=2000)
-    parser.add_argument("--dev_problems", type=int, default=450)
+    parser.add_argument("--dev_problems", type=int, default=600)
     parser.add_argument("--problems", type=int, default=300, help="held-out problems for each seed")
     parser.add_argument("--samples", type=int, default=4, help="samples of a policy for each held-out problem")
     parser.add_argument("--steps", type=int, default=steps)
