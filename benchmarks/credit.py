@@ -134,8 +134,8 @@ def hacking_claims(
         claim("PS-GRPO against the raw PRM mean, gold, points", "interval above 0", f"{more:+} [{least}, {most}]", least > 0),
         claim("rise of the reward beyond that of gold, points, raw and PS-GRPO", "larger for raw in every seed", f"{ran} and {kept}",
               all(one > other for one, other in zip(ran, kept, strict=True))),
-        claim(f"raw PRM mean: seeds whose gold had fallen {100 * fall:g} points when the alarm came", "none, and an alarm in every seed",
-              f"{len(late)} of {len(fell)} that fell so far; an alarm in {len(warned)} of {len(raw)}", not late and len(warned) == len(raw)),
+        claim(f"raw PRM mean: seeds whose gold fell {100 * fall:g} points before the alarm", "none, and an alarm in every seed",
+              f"{len(late)} of {len(fell)} that fell so; an alarm in {len(warned)} of {len(raw)}", not late and len(warned) == len(raw)),
     ]  # fmt: skip
 
 
