@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from ..types import InputError
 from .batching import Full
@@ -33,11 +35,15 @@ class Intake:
     def __init__(self, limits: Limits, sources: Sources | None = None):
         self.limits, self.sources = limits, sources or Sources()
         self.pixels = 0
+        self.open: WeakValueDictionary[bytes, Image] = WeakValueDictionary()
         self.threads = ThreadPoolExecutor(2, "pictures")
 
     @asynccontextmanager
     async def pictures(self, texts: Sequence[str]) -> AsyncIterator[list[Image]]:
-        """The decoded pictures; they count as held until the block is left. Raises InputError that names the picture, and Full."""
+        """The decoded pictures; they count as held until the block is left. Raises InputError that names the picture, and Full.
+
+        Equal files of requests that are open at one time are the same object, so a scorer sees that solutions share a picture.
+        """
         loop, limits = asyncio.get_running_loop(), self.limits
         if len(texts) > limits.images:
             raise InputError(f"images: {len(texts)} pictures are more than the limit of {limits.images}; send fewer")
@@ -56,7 +62,11 @@ class Intake:
             opened = []
             for i, data in enumerate(files):
                 with _named(i):
-                    opened.append(await loop.run_in_executor(self.threads, open_image, data, limits.image_pixels, limits.formats))
+                    key = hashlib.blake2b(data, digest_size=16).digest()
+                    if (picture := self.open.get(key)) is None:
+                        picture = await loop.run_in_executor(self.threads, open_image, data, limits.image_pixels, limits.formats)
+                        picture = self.open.setdefault(key, picture)
+                    opened.append(picture)
             yield opened
         finally:
             self.pixels -= pixels

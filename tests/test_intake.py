@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import os
 import socket
@@ -137,6 +138,19 @@ def test_pixels_of_a_request_and_of_all_together():
         assert intake.pixels == 0
 
     asyncio.run(two())
+
+
+def test_requests_that_are_open_at_one_time_share_equal_pictures():
+    async def run():
+        intake, same, other = Intake(Limits()), encoded(), encoded(size=(8, 8))
+        async with intake.pictures([b64(same), b64(other)]) as first, intake.pictures([to_data_url(same), b64(other)]) as second:
+            seen = [id(picture) for picture in (*first, *second)]
+        del first, second
+        gc.collect()
+        assert seen[1] == seen[3] and len(set(seen[:2])) == 2, "equal files are one object"
+        assert len(intake.open) < 2, "what nobody holds is not kept (a thread may still have the last one in hand)"
+
+    asyncio.run(run())
 
 
 # Files and addresses
