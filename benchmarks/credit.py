@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     rl_options(parser, 50)
     parser.add_argument("--parts", nargs="+", choices=("credit", "hacking"), default=["credit", "hacking"])
-    parser.add_argument("--arms", nargs="+", choices=CREDIT, default=list(CREDIT), help="of credit")
+    parser.add_argument("--arms", nargs="+", choices=CREDIT, default=list(CREDIT), help="of credit; the plain one is always run")
     parser.add_argument("--hack_worlds", nargs="+", default=["ladder"])
     parser.add_argument("--hack_steps", type=int, default=30)
     parser.add_argument("--eval_steps", type=int, default=5)
@@ -58,13 +58,14 @@ def main() -> None:
 
 def credit(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     prm = scorer_of(args.gm_prm)
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in args.arms}
+    arms = dict.fromkeys(["answer", *args.arms])
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     start: list[dict[str, Any]] = []
     for seed in args.seeds:
         worlds = "-".join(args.worlds)
         train, _, test = problems_of(args, seed, worlds)
         start += measure(args, args.policy, args.run / f"seed{seed}" / worlds, test, seed)
-        for arm in args.arms:
+        for arm in arms:
             shapers = CREDIT[arm]
             rewards = [Reward("answer", AnswerReward())] + ([Reward("gm_prm", prm, Rules(weight=0.0))] if shapers else [])
             scorers = {"gm_prm": args.gm_prm} if shapers else {"answer": None}

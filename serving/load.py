@@ -42,8 +42,9 @@ def load_engine(spec: str, adapter: str | Path | None = None, **options: Any) ->
         scheme, path = "transformers", spec
     if scheme not in ("transformers", "vllm"):
         raise InputError(f"unknown engine {scheme!r} in {spec!r}; write {_FORMS}")
-    if adapter is None and (Path(path).expanduser() / ADAPTER).is_file():
-        path, adapter = adapter_base(Path(path).expanduser()), path
+    folder = Path(path).expanduser()
+    if adapter is None and (folder / ADAPTER).is_file():
+        path, adapter = adapter_base(folder), folder
     path = model_path(path)
     if adapter is not None and not (Path(adapter) / ADAPTER).is_file():
         raise InputError(f"adapter {adapter} has no {ADAPTER}; give the folder that PEFT saved the LoRA adapter in")

@@ -17,6 +17,7 @@ from typing import Any
 from ..types import EngineError, InputError, Usage
 from .engine import Completion, Request, Token, Turn
 from .images import open_images
+from .load import ADAPTER
 from .prompting import Prompter, drawn, heal, spread
 from .tokens import TokenBytes
 from .turns import Unreadable, check_fillers, choice_ids, explain, place_request, places, render_turns, tokens_after
@@ -226,7 +227,7 @@ def _rank(adapter: str | Path) -> int:
     import json
 
     try:
-        rank = int(json.loads((Path(adapter) / "adapter_config.json").read_text())["r"])
+        rank = int(json.loads((Path(adapter) / ADAPTER).read_text())["r"])
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"adapter {adapter} has no readable adapter_config.json; give the folder that PEFT saved it in") from error
+        raise InputError(f"adapter {adapter} has no readable {ADAPTER}; give the folder that PEFT saved it in") from error
     return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)

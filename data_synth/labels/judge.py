@@ -21,6 +21,7 @@ from ...prm.records import same_text
 from ...prm.steps import MARKER, render_steps
 from ...rm.load import CARD, read_card
 from ...serving.engine import Completion, Engine, Request
+from ...serving.load import ADAPTER
 from ...types import InputError, Kind
 from .rollouts import Solution
 from .rules import DISAGREE, Judgement, JudgesAgree, first_wrong, judges_agree, section_index
@@ -185,6 +186,6 @@ def open_judge(spec: str, style: Style = "analysis") -> tuple[str, dict[str, Any
     card = read_card(folder)
     known = {name: card["settings"][name] for name in ("words", "stop_at_first_error", "max_tokens") if name in card.get("settings", {})}
     options = {"style": "critique", "instructions": card.get("settings", {}).get("instructions", ""), **known}
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER).is_file():
         return f"{scheme if colon else 'transformers'}:{card['base']}", {"adapter": str(folder)}, options
     return spec, {}, options
