@@ -6,13 +6,48 @@ import asyncio
 import email.utils
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 from ..types import EngineError, InputError
 
+if TYPE_CHECKING:
+    from httpx import AsyncClient
+
 LONGEST_WAIT = 60.0  # seconds between two tries, whatever a server asks for
+POOL = 8
+
+
+class Pools:
+    """httpx clients for `concurrency` requests at a time: `async with pools.one() as client`. The others wait.
+
+    Each has few connections, because httpx looks through all of a client's connections at every request: one client with 64 of them
+    spends more time on that than on anything else.
+    """
+
+    def __init__(self, concurrency: int, headers: Mapping[str, str], idle: float = 5.0):
+        import httpx
+
+        context = httpx.create_ssl_context()  # as dear as a hundred clients, so it is shared
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * POOL, keepalive_expiry=idle)
+        self.clients = [httpx.AsyncClient(headers=headers, limits=limits, verify=context) for _ in range(-(-concurrency // POOL))]
+        self._free: asyncio.LifoQueue[AsyncClient] = asyncio.LifoQueue()  # the connection used last is the one that is surely open
+        for k in range(concurrency):
+            self._free.put_nowait(self.clients[k // POOL])
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[AsyncClient]:
+        client = await self._free.get()
+        try:
+            yield client
+        finally:
+            self._free.put_nowait(client)
+
+    async def close(self) -> None:
+        for client in self.clients:
+            await client.aclose()
 
 
 class Client:
@@ -37,27 +72,24 @@ class Client:
         self.turn = 0
 
     async def __aenter__(self) -> Client:
-        import httpx
-
-        limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
-        timeout = httpx.Timeout(self.timeout, connect=min(10.0, self.timeout), pool=None)
-        self.http = httpx.AsyncClient(headers=self.headers, limits=limits, timeout=timeout)
+        self.pools = Pools(self.concurrency, self.headers)
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        await self.http.aclose()
+        await self.pools.close()
 
     async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON that a server answers."""
         import httpx
 
-        first = self.turn
+        first, timeout = self.turn, httpx.Timeout(self.timeout, connect=min(10.0, self.timeout), pool=None)
         self.turn += 1
         for attempt in range(self.retries + 1):
             url = _join(self.urls[(first + attempt) % len(self.urls)], path)
             wait = min(LONGEST_WAIT, self.backoff * 2**attempt) * random.uniform(0.5, 1.0)
             try:
-                response = await self.http.request(method, url, json=body)
+                async with self.pools.one() as http:
+                    response = await http.request(method, url, json=body, timeout=timeout)
             except (httpx.TimeoutException, httpx.TransportError) as error:
                 problem = _unreachable(url, error, self.timeout)
             except httpx.HTTPError as error:

@@ -13,11 +13,14 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..types import EngineError, InputError, Score
-from .http_client import retry_after, server_words
+from .http_client import Pools, retry_after, server_words
 from .wire import digest, score_from_wire
+
+if TYPE_CHECKING:
+    from httpx import AsyncClient
 
 LONGEST_REST = 10.0  # seconds that a replica that failed is left alone
 IDLE = 15.0  # seconds that an idle connection is kept
@@ -63,15 +66,11 @@ class RewardClient:
         self.silent_since: float | None = None  # when the replicas, all of them, stopped answering
 
     async def __aenter__(self) -> RewardClient:
-        import httpx
-
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * self.concurrency, keepalive_expiry=IDLE)
-        self.http = httpx.AsyncClient(headers=self.headers, limits=limits)
-        self.gate = asyncio.Semaphore(self.concurrency)
+        self.pools = Pools(self.concurrency, self.headers, IDLE)
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        await self.http.aclose()
+        await self.pools.close()
 
     async def meet(self, patience: float) -> None:
         """Learns what the replicas serve. Raises InputError where a token is wrong or they are not the scorer that is expected, and
@@ -96,7 +95,7 @@ class RewardClient:
 
     async def score(self, body: bytes, solutions: Sequence[str], seconds: float) -> list[Score]:
         """A score for each solution; without a value, and with the reason, where there is none within `seconds`."""
-        async with self.gate:
+        async with self.pools.one() as http:
             if len(body) > self.scorer["limits"]["body"]:
                 message = f"the request has {len(body):,} bytes, more than the server's limit of {self.scorer['limits']['body']:,}"
                 return [Score(None, error=f"{message}; use smaller pictures")] * len(solutions)
@@ -104,13 +103,13 @@ class RewardClient:
                 seconds = min(seconds, LONGEST_REST)  # they have had their time: thousands of samples must not wait it out one by one
             id, until = uuid.uuid4().hex, self._now() + seconds
             used: list[Replica] = []
-            tries = [asyncio.ensure_future(self._tries(id, body, solutions, until, used, None))]
+            tries = [asyncio.ensure_future(self._tries(http, id, body, solutions, until, used, None))]
             try:
                 if self.hedge is not None and len(self.replicas) > 1:
                     await asyncio.wait(tries, timeout=self.hedge)
                     if not tries[0].done():
                         self.counts["hedged"] += 1
-                        tries.append(asyncio.ensure_future(self._tries(id, body, solutions, until, [], used[-1] if used else None)))
+                        tries.append(asyncio.ensure_future(self._tries(http, id, body, solutions, until, [], used[-1] if used else None)))
                 while True:
                     done, waiting = await asyncio.wait(tries, return_when=asyncio.FIRST_COMPLETED)
                     good = [task for task in done if not all(score.value is None for score in task.result())]
@@ -122,7 +121,14 @@ class RewardClient:
                     task.cancel()
 
     async def _tries(
-        self, id: str, body: bytes, solutions: Sequence[str], until: float, used: list[Replica], avoid: Replica | None
+        self,
+        http: AsyncClient,
+        id: str,
+        body: bytes,
+        solutions: Sequence[str],
+        until: float,
+        used: list[Replica],
+        avoid: Replica | None,
     ) -> list[Score]:
         import httpx
 
@@ -139,7 +145,7 @@ class RewardClient:
             try:
                 headers = {"X-Request-ID": id, "X-Timeout": f"{max(0.001, min(left, 999_999)):.3f}"}
                 timeout = httpx.Timeout(min(self.attempt, left + 1), connect=min(10.0, left), pool=None)
-                response = await self.http.post(f"{replica.url}/v1/score", content=body, headers=headers, timeout=timeout)
+                response = await http.post(f"{replica.url}/v1/score", content=body, headers=headers, timeout=timeout)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 problem = f"{replica.url} cannot be reached ({error or type(error).__name__})"
                 self.silent_since = self.silent_since or self._now()
@@ -209,7 +215,8 @@ class RewardClient:
 
         url = f"{replica.url}/v1/scorer"
         try:
-            response = await self.http.get(url, timeout=max(0.5, min(10.0, until - self._now())))
+            async with self.pools.one() as http:
+                response = await http.get(url, timeout=max(0.5, min(10.0, until - self._now())))
         except httpx.TransportError as error:
             raise EngineError(f"{url} cannot be reached ({error or type(error).__name__}); is `vlrm serve` running there?") from None
         except httpx.InvalidURL as error:

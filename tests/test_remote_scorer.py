@@ -311,6 +311,6 @@ def test_httpx_is_not_left_open():
     with served() as it:
         scorer = remote(it)
         scorer(samples(1))
-        http = scorer.client.http
+        clients = scorer.client.pools.clients
         scorer.close()
-        assert isinstance(http, httpx.AsyncClient) and http.is_closed
+        assert clients and all(isinstance(client, httpx.AsyncClient) and client.is_closed for client in clients)
