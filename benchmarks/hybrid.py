@@ -30,7 +30,8 @@ from vlrm.data_synth.labels.judge import judge_solutions, open_judge
 from vlrm.data_synth.labels.label import Labelled, label_problems
 from vlrm.data_synth.labels.rollouts import Rollouts, sample_solutions
 from vlrm.data_synth.labels.tell import tell
-from vlrm.prm.records import StepRecord, read_records
+from vlrm.prm.record_files import read_records
+from vlrm.prm.records import StepRecord
 from vlrm.prm.truth import step_truth
 from vlrm.prm.vl_prm import VLPRM
 from vlrm.rm.rows import read_rows, write_jsonl

@@ -25,7 +25,8 @@ from vlrm.data_synth import get_world, judge_steps, make_problems, make_step_rec
 from vlrm.policy import SearchResult, best_of_n, self_consistency
 from vlrm.policy.result import result_from_record
 from vlrm.policy.search_file import search_file
-from vlrm.prm.records import StepRecord, read_records
+from vlrm.prm.record_files import read_records
+from vlrm.prm.records import StepRecord
 from vlrm.prm.steps import split_steps
 from vlrm.rm.answers import same_answer
 from vlrm.rm.stats import accuracy_ci, mcnemar

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..prm.critique import Critique, StepCritique
-from ..prm.records import StepRecord, write_records
+from ..prm.record_files import write_records
+from ..prm.records import StepRecord
 from ..prm.steps import split_steps
 from ..rm.problems import policy_messages
 from ..serving.engine import Engine, Request

@@ -16,7 +16,8 @@ from ..serving.engine import Request
 from ..types import InputError, Sample
 from .critique import WORDS, format_critique, parse_critique
 from .gm_prm import critique_messages
-from .records import StepRecord, fault, read_records, record_critique, record_from_row
+from .record_files import read_records, record_from_row
+from .records import StepRecord, fault, record_critique
 
 __all__ = ["Collator", "Joined", "Survey", "TargetStyle", "batch_order", "mark", "open_records", "picture_size", "survey"]
 IN_MEMORY_BYTES = 2**30  # a larger parquet file stays on disk

@@ -19,7 +19,8 @@ from ..rm.rows import read_rows
 from ..types import InputError
 from .exporters import EXPORTS, STYLES, check_style, dataset_info
 from .importers import FORMATS, NEUTRAL, detect
-from .records import StepRecord, image_bytes, image_file, located, record_from_row, write_records
+from .record_files import image_bytes, image_file, located, record_from_row, write_records
+from .records import StepRecord
 
 SUFFIXES = {"trl": (".jsonl", ".parquet"), "ms_swift": (".jsonl",), "llamafactory": (".json", ".jsonl"), "records": (".jsonl", ".parquet")}
 

@@ -231,7 +231,7 @@ def test_synth_writes_problems_that_search_reads(tmp_path, capsys):
 
 
 def test_synth_writes_step_records_that_train_reads(tmp_path):
-    from vlrm.prm.records import read_records
+    from vlrm.prm.record_files import read_records
 
     out = tmp_path / "steps.jsonl"
     assert cli.main(["synth", "--what", "steps", "--output", str(out), "--n", "3", "--corruptions", "2"]) == 0
@@ -340,13 +340,13 @@ def test_tables_are_made_from_results(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(vlrm.__file__).parent / "benchmarks"))
     result, tables = importlib.import_module("result"), importlib.import_module("tables")
     claims = [result.claim("faster", ">= 5", 6.25, holds=True), result.claim("right", ">= 0.9", 0.5, holds=False)]
-    rows = [{"arm": "a|b", "tokens": 12345, "accuracy": 0.6571}]
+    rows = [{"arm": "a|b", "tokens": 12345, "accuracy": 0.6571}, {"arm": "c", "tokens": 1}, {"arm": "d", "seed": 3}]
     path = result.write_result("demo", "python demo.py", [0, 1], 200, rows, claims, tmp_path)
     stored = json.loads(path.read_text())
     assert {"command", "commit", "machine", "seeds", "n", "rows", "claims"} == set(stored) and stored["claims"] == claims
     blocks = [("table", "demo"), ("claims", "demo"), ("table", "none")]
     filled = tables.fill("".join(f"<!-- {kind}:{name} -->\nSTALE\n<!-- /{kind}:{name} -->\n" for kind, name in blocks), tmp_path)
-    assert "| a\\|b | 12,345 | 0.657 |\n" in filled and "STALE" not in filled
+    assert "| a\\|b | 12,345 | 0.657 |\n| c | 1 |  |\n\n| arm | seed |\n" in filled and "STALE" not in filled
     assert "`python demo.py`; n = 200, seeds 0, 1; commit" in filled
     assert "| faster | >= 5 | 6.25 | yes |\n| right | >= 0.9 | 0.5 | **no** |\n" in filled
     assert "Not measured yet" in filled and tables.fill(filled, tmp_path) == filled

@@ -13,7 +13,8 @@ import vlrm
 from vlrm import EngineError, InputError, Score, Usage, cli
 from vlrm.prm.evaluate import evaluate_steps, worst_cases
 from vlrm.prm.evaluate_report import metric_rows
-from vlrm.prm.records import StepRecord, write_records
+from vlrm.prm.record_files import write_records
+from vlrm.prm.records import StepRecord
 from vlrm.prm.score_file import as_sample, score_file, score_or_reason
 from vlrm.prm.steps import split_steps
 from vlrm.types import Verdict

@@ -12,7 +12,8 @@ from vlrm.prm.convert import convert_file, import_records
 from vlrm.prm.critique import StepCritique
 from vlrm.prm.exporters import critique_chat, dataset_info, verdict_messages
 from vlrm.prm.importers import FORMATS, detect, tagged
-from vlrm.prm.records import StepRecord, read_records, write_records
+from vlrm.prm.record_files import read_records, write_records
+from vlrm.prm.records import StepRecord
 from vlrm.prm.score_file import as_sample
 from vlrm.prm.truth import error_kinds, step_truth
 

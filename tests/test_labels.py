@@ -541,7 +541,7 @@ def test_a_world_tells_the_kinds_of_plain_steps(tmp_path):
 def test_kinds_told_by_a_world_choose_labels_but_show_no_headers(tmp_path):
     """What is trained on is what search shows: a plain solution without headers."""
     from vlrm.prm.exporters import verdict_messages
-    from vlrm.prm.records import read_records, write_records
+    from vlrm.prm.record_files import read_records, write_records
     from vlrm.prm.train_vl_prm import Verdicts
     from vlrm.prm.verdicts import TargetRule, VerdictStyle
 

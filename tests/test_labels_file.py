@@ -18,7 +18,7 @@ from vlrm.data_synth.labels.label import label_problems
 from vlrm.data_synth.labels.merge import find_shards, merge_labels
 from vlrm.data_synth.labels.on_ray import label_on_ray
 from vlrm.data_synth.labels.tell import duration, label_balance, tell
-from vlrm.prm.records import read_records
+from vlrm.prm.record_files import read_records
 from vlrm.prm.steps import split_steps
 from vlrm.serving.engine import Request
 

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from vlrm.prm.critique import StepCritique, format_critique
-from vlrm.prm.records import StepRecord, filter_records, read_records, record_critique, same_text, write_records
+from vlrm.prm.record_files import read_records, write_records
+from vlrm.prm.records import StepRecord, filter_records, record_critique, same_text
 from vlrm.types import InputError
 
 RIGHT = StepCritique("read", "a | a ok", True, "none", True, True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...prm.records import record_row
+from ...prm.record_files import record_row
 from ...rm.rows import append_jsonl, drop_torn_line, write_jsonl
 from ...serving.engine import Engine
 from ...types import InputError, Problem
