@@ -39,10 +39,22 @@ def fill(text: str, results: Path) -> str:
         if not path.exists():
             return f"{opening}Not measured yet: there is no `benchmarks/results/{name}.json`.\n{closing}"
         result = json.loads(path.read_text())
-        body = markdown(result["rows"]) + "\n" + origin(result) if kind == "table" else claims(result["claims"])
+        parts = alike(result["rows"])
+        body = "\n".join(map(markdown, parts)) + "\n" + origin(result) if kind == "table" else claims(result["claims"])
         return f"{opening}{body}{closing}"
 
     return BLOCK.sub(block, text)
+
+
+def alike(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The rows of each table: one that shares at most its first column with those before begins a table of its own."""
+    parts: list[list[Mapping[str, Any]]] = []
+    for row in rows:
+        if parts and set(list(row)[1:]) & {column for known in parts[-1] for column in known}:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
