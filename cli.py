@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,6 +86,8 @@ def run(arguments: list[str]) -> int:
         print(help_text(settings, f"vlrm {verb} [CONFIG.yaml] [--key value ...]", settings.__doc__))
         return 0
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what matters to a user, we say ourselves
+    if not sys.warnoptions:  # TRL's own use of a name that transformers will drop, told again at every step
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
     action(parse(settings, rest))
     return 0
 
