@@ -20,7 +20,7 @@ from typing import Any
 from ..data_synth import WORLDS, load_problems, make_problems, make_step_records
 from ..prm.rederive import RederiveScorer
 from ..rm import load_scorer
-from ..rm.rows import write_jsonl
+from ..rm.rows import write_json, write_jsonl
 from ..serving import load_engine
 from ..types import InputError, Problem
 from .best_of_n import best_of_n, weighted_best_of_n
@@ -121,7 +121,7 @@ def train(folder: Path, settings: Settings) -> None:
             policy.close()
     if not (folder / "gm_prm" / "vlrm.json").exists():
         from ..prm.train import train_gm_prm
-        from .pretrain import solving_samples
+        from .pretrain_data import solving_samples
 
         with clock(folder, "training"):
             train_gm_prm(
@@ -212,12 +212,6 @@ def read_clock(folder: Path) -> dict[str, float]:
             continue
         total[row["stage"]] = total.get(row["stage"], 0.0) + row["seconds"]
     return total
-
-
-def write_json(path: Path, value: Any) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(part, path)
 
 
 def quiet() -> None:

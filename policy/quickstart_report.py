@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data_synth import get_world
 from ..rm.page import percent, table, write_page
+from ..rm.rows import write_json
 from ..types import Problem
 from .quickstart_results import Arms, right, summarise
 from .result import Candidate, SearchResult
@@ -34,8 +35,6 @@ LABELS = {
 def write_results(
     folder: Path, settings: Mapping[str, Any], problems: Sequence[Problem], arms: Arms, clock: Mapping[str, float]
 ) -> dict[str, Any]:
-    from .quickstart import write_json
-
     results = summarise(problems, arms, settings, clock)
     write_json(folder / "results.json", results)
     return results

@@ -28,7 +28,7 @@ from ..rm.answers import extract_answer, same_answer
 from ..rm.stats import bootstrap_ci
 from ..serving import load_engine
 from ..serving.engine import Engine, Request
-from .pretrain import COMPARE, DESCRIBE, DIALOGUES, stated_turns
+from .pretrain_data import COMPARE, DESCRIBE, DIALOGUES, stated_turns
 from .tiny import CHECKPOINTS, build_tokenizer
 
 TABLE = re.compile(r"(<!-- card -->\n).*?(<!-- /card -->)", re.DOTALL)

@@ -13,7 +13,7 @@ from ..rm.head_vllm import PoolingEngine
 from ..serving.engine import Request, Turn
 from ..serving.turns import Unreadable, check_fillers, choice_ids, render_turns, tokens_after
 from ..types import EngineError, Usage
-from .step_head import answered, two_way
+from .step_head_engine import answered, two_way
 
 
 class VLLMStepHeadEngine(PoolingEngine):

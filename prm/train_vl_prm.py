@@ -99,7 +99,7 @@ def train_vl_prm(
     found.counts.update(form.counts)
 
     from ..rm.sft import VerdictTrainer
-    from .step_head import load_step_head
+    from .step_head_engine import load_step_head
 
     def card(collator: Collator) -> dict[str, Any]:
         kept = {"words": list(style.words), "system": style.system, "system_role": style.system_role, "headers": style.headers}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..serving.load import ADAPTER
+from ..serving.adapter import ADAPTER
 from ..types import InputError, Scorer
 
 # By name, because an import never climbs to a higher floor.

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import __version__
 from ..types import InputError
+from .rows import write_json
 
 SCORERS = {
     "gm_prm": "vlrm.prm.gm_prm:GMPRM",
@@ -115,12 +116,6 @@ def save_whole(
     write_json(output_dir / name, card)
     if not keep_checkpoints:
         shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 _WHAT = {

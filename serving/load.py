@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from ..types import InputError
+from .adapter import ADAPTER, adapter_base
 from .engine import Engine
 
 _TINY = Path(__file__).parent.parent / "policy" / "checkpoints"
 TINY = ("tiny", "tiny-policy", "tiny-checker", "tiny-pairs")
-ADAPTER = "adapter_config.json"
 _FORMS = '"transformers:PATH", "vllm:PATH", "http://host:port/v1" or "tiny"'
 
 
@@ -57,19 +56,6 @@ def load_engine(spec: str, adapter: str | Path | None = None, **options: Any) ->
     from .vllm_engine import VLLMEngine
 
     return VLLMEngine(path, adapter=adapter, **options)
-
-
-def adapter_base(folder: Path) -> str:
-    """The model that the LoRA adapter in this folder belongs to, as a policy's card names it, else as PEFT does. Raises InputError."""
-    try:
-        if (folder / "policy.json").is_file():
-            return str(json.loads((folder / "policy.json").read_text())["training"]["run"]["model"])
-        base = json.loads((folder / ADAPTER).read_text())["base_model_name_or_path"]
-    except (ValueError, LookupError, TypeError, OSError) as error:
-        raise InputError(f"cannot read whose adapter {folder} holds ({error}); give it as adapter=, its base as the path") from None
-    if not base:
-        raise InputError(f"the adapter in {folder} does not tell its base model: give it as adapter=, and its base model as the path")
-    return str(base)
 
 
 def model_path(path: str) -> str:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..types import EngineError, InputError, Usage
+from .adapter import adapter_rank
 from .engine import Completion, Request, Token, Turn
 from .images import open_images
-from .load import ADAPTER
 from .prompting import Prompter, drawn, heal, spread
 from .tokens import TokenBytes
 from .turns import Unreadable, check_fillers, choice_ids, explain, place_request, places, render_turns, tokens_after
@@ -55,7 +55,7 @@ class VLLMEngine:
             from vllm.lora.request import LoRARequest
 
             self.lora = LoRARequest("adapter", 1, str(adapter))
-            defaults |= {"enable_lora": True, "max_lora_rank": _rank(adapter)}
+            defaults |= {"enable_lora": True, "max_lora_rank": adapter_rank(adapter)}
         try:
             self.prompter = Prompter(AutoProcessor.from_pretrained(path), str(path))
             with _main_hidden():
@@ -220,14 +220,3 @@ def _main_hidden() -> Iterator[None]:
 def _logprob(place: Any, id: int) -> float:
     """A token's log-probability at a place; where it is not among those returned, the smallest of them (an upper bound)."""
     return place[id].logprob if id in place else min(item.logprob for item in place.values())
-
-
-def _rank(adapter: str | Path) -> int:
-    """The smallest rank that vLLM can reserve for the adapter."""
-    import json
-
-    try:
-        rank = int(json.loads((Path(adapter) / ADAPTER).read_text())["r"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"adapter {adapter} has no readable {ADAPTER}; give the folder that PEFT saved it in") from error
-    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)

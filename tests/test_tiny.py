@@ -43,7 +43,8 @@ def test_tokenizer_is_the_same_each_time_and_the_one_shipped(processor):
 
 
 def test_pretraining_samples_repeat_and_match_the_processor(processor):
-    from vlrm.policy.pretrain import BASE, POLICY, Samples, collate, pixels, solving_sample
+    from vlrm.policy.pretrain import BASE, POLICY
+    from vlrm.policy.pretrain_data import Samples, collate, pixels, solving_sample
 
     data = Samples(POLICY, 4, 0, processor.tokenizer)
     assert data[7]["ids"] == data[7]["ids"] and data[7]["labels"] == data[7]["labels"]
@@ -96,7 +97,8 @@ def test_card_of_the_shipped_checkpoints(tmp_path):
 
 def test_dialogues_of_checking_answer_with_the_truth(processor):
     from vlrm.data_synth.checks import RIGHT, WRONG, check_claims, check_facts, check_steps
-    from vlrm.policy.pretrain import CHECKER, DIALOGUES, Samples
+    from vlrm.policy.pretrain import CHECKER
+    from vlrm.policy.pretrain_data import DIALOGUES, Samples
 
     for world in WORLDS.values():
         for i in range(20):
@@ -123,7 +125,8 @@ def test_dialogues_of_checking_answer_with_the_truth(processor):
 def test_dialogues_about_pairs_answer_with_the_truth(processor):
     from vlrm.data_synth.consistency_world import DIMENSIONS
     from vlrm.data_synth.pair_dialogues import compare_pair, read_pair
-    from vlrm.policy.pretrain import PAIRS, Samples, collate
+    from vlrm.policy.pretrain import PAIRS
+    from vlrm.policy.pretrain_data import Samples, collate
 
     answers = set()
     for i in range(60):

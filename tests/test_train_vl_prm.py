@@ -14,7 +14,8 @@ from vlrm import cli
 from vlrm.policy.tiny import build_tiny
 from vlrm.prm.record_files import write_records
 from vlrm.prm.records import StepRecord
-from vlrm.prm.step_head import StepHeadPRM, load_step_head
+from vlrm.prm.step_head import StepHeadPRM
+from vlrm.prm.step_head_engine import load_step_head
 from vlrm.prm.train_vl_prm import Recipe, VerdictCollator, Verdicts, full_length, train_vl_prm
 from vlrm.prm.verdicts import TargetRule, VerdictStyle
 from vlrm.prm.vl_prm import VLPRM

@@ -20,8 +20,8 @@ from ...prm.gm_prm import INSTRUCTIONS, critique_messages
 from ...prm.records import same_text
 from ...prm.steps import MARKER, render_steps
 from ...rm.load import CARD, read_card
+from ...serving.adapter import ADAPTER
 from ...serving.engine import Completion, Engine, Request
-from ...serving.load import ADAPTER
 from ...types import InputError, Kind
 from .rollouts import Solution
 from .rules import DISAGREE, Judgement, JudgesAgree, first_wrong, judges_agree, section_index
