@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from vlrm.serving import Request, load_engine
-from vlrm.serving.http_client import retry_after
+from vlrm.serving.http_client import Pools, retry_after
 from vlrm.types import EngineError, InputError
 
 HELLO = Request([{"role": "user", "content": "hello"}], max_tokens=5)
@@ -90,6 +92,29 @@ def test_plain_chat(fake):
     _, body, _ = fake.seen[0]
     assert body["model"] == "echo" and body["max_tokens"] == 5
     assert not {"top_k", "return_token_ids", "logprob_token_ids"} & set(body), "vLLM's own options go to vLLM only"
+
+
+def test_pools_lend_twenty_places_and_no_client_more_than_eight():
+    held: Counter[object] = Counter()
+    most, most_of_one = [], []
+
+    async def use(pools):
+        with contextlib.suppress(ValueError):
+            async with pools.one() as client:
+                held[client] += 1
+                most.append(held.total())
+                most_of_one.append(max(held.values()))
+                await asyncio.sleep(0)
+                held[client] -= 1
+                raise ValueError("a place comes back from a request that fails, too")
+
+    async def run():
+        pools = Pools(20, {})
+        await asyncio.gather(*[use(pools) for _ in range(100)])
+        await pools.close()
+
+    asyncio.run(run())
+    assert len(most) == 100 and max(most) == 20 and max(most_of_one) == 8 and len(held) == 3
 
 
 def test_order_and_concurrency(fake):
