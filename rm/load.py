@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..serving.adapter import ADAPTER
 from ..types import InputError, Scorer
 
 # By name, because an import never climbs to a higher floor.
@@ -65,8 +64,6 @@ def load_scorer(
         raise InputError(f'engine must be "transformers", "vllm", a URL or an engine object, got {engine!r}')
     if isinstance(engine, str) and hasattr(scorer, "open_engine"):  # a model that an ordinary engine cannot load
         return scorer(scorer.open_engine(engine, source, **options), **merged)
-    if (Path(source) / ADAPTER).is_file():  # a LoRA adapter for the model named under `base`
-        return scorer(_engine(engine, f"{engine}:{card['base']}", {"adapter": source, **options}), **merged)
     return scorer(_engine(engine, f"{engine}:{source}", options), **merged)
 
 

@@ -11,8 +11,11 @@ ADAPTER = "adapter_config.json"
 
 
 def adapter_base(folder: Path) -> str:
-    """The model that the LoRA adapter in this folder belongs to, as a policy's card names it, else as PEFT does. Raises InputError."""
+    """The model that the LoRA adapter in this folder belongs to, as the card of a scorer or a policy names it, else as PEFT does. Raises
+    InputError."""
     try:
+        if (folder / "vlrm.json").is_file():
+            return str(json.loads((folder / "vlrm.json").read_text())["base"])
         if (folder / "policy.json").is_file():
             return str(json.loads((folder / "policy.json").read_text())["training"]["run"]["model"])
         base = json.loads((folder / ADAPTER).read_text())["base_model_name_or_path"]

@@ -241,6 +241,8 @@ def test_a_folder_with_an_adapter_stands_for_its_base_with_it(tiny_path, tiny_ad
     (own / "policy.json").write_text("[]")
     with pytest.raises(InputError, match="cannot read whose adapter"):
         load_engine(str(own))
+    (own / "vlrm.json").write_text(json.dumps({"scorer": "vlrm.prm.gm_prm:GMPRM", "base": tiny_path}))
+    assert load_engine(str(own), device="cpu").generate([ask()])[0][0].text == wanted, "the base as a scorer's card names it"
 
 
 def test_no_requests(tiny_engine):
