@@ -214,9 +214,8 @@ class RewardClient:
         import httpx
 
         url = f"{replica.url}/v1/scorer"
-        try:
-            async with self.pools.one() as http:
-                response = await http.get(url, timeout=max(0.5, min(10.0, until - self._now())))
+        try:  # takes no place: with few of them a replica that is silent would keep the others waiting
+            response = await self.pools.clients[0].get(url, timeout=max(0.5, min(10.0, until - self._now())))
         except httpx.TransportError as error:
             raise EngineError(f"{url} cannot be reached ({error or type(error).__name__}); is `vlrm serve` running there?") from None
         except httpx.InvalidURL as error:
