@@ -159,10 +159,5 @@ def scorer_of(path: Path, **settings: Any) -> Any:
 
 def vl_prm_of(args: argparse.Namespace) -> Path:
     """The VL-PRM named, or one trained on exact labels."""
-    return args.vl_prm or train_vl_prm(args.run / "vl_prm", args.prm_problems, "tiny-checker", args.policy)
-
-
-def train_vl_prm(run: Path, problems: int, base: str, policy: str) -> Path:
-    """A VL-PRM trained on exact labels of so many problems; kept in the folder `run`."""
-    sizes = {"train_problems": problems, "learning_rate": 8e-4, "batch_size": 32, "base": base}
-    return train_scorer(argparse.Namespace(run=run, **sizes), load_engine(policy))
+    sizes = {"train_problems": args.prm_problems, "learning_rate": 8e-4, "batch_size": 32, "base": "tiny-checker"}
+    return args.vl_prm or train_scorer(argparse.Namespace(run=args.run / "vl_prm", **sizes), load_engine(args.policy))
